@@ -1,0 +1,52 @@
+# make up · make test · make check: nothing is needed but Python >= 3.11, make and a package index.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install up demo test unit check format adversity lock clean
+
+help:            ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
+
+install: $(VENV)/.installed  ## set everything up, into .venv
+
+$(VENV)/.installed: pyproject.toml requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "drm-ingest needs Python 3.11 or later; name one with PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+up: install      ## run the whole path on this machine (ARGS="--port 9000")
+	@exec $(BIN)/drm-ingest up $(ARGS)
+
+demo: install    ## send real recordings for two customers and print their records
+	@$(BIN)/drm-ingest demo $(ARGS)
+
+unit: install    ## the tests that need memory only
+	$(BIN)/pytest tests/unit $(ARGS)
+
+test: install    ## all tests, on a real Kafka and a real Postgres
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+adversity: install ## the bad day, by name, the long ones too
+	$(BIN)/pytest tests/adversity $(ARGS)
+
+check: install   ## lint, format, strict types, the import law
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install  ## put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: install    ## pin every dependency, with hashes and without an address
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras pyproject.toml -o requirements.txt --upgrade
+
+clean:           ## remove what was installed (never the data in .drm)
+	rm -rf $(VENV)

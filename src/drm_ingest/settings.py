@@ -1,0 +1,126 @@
+"""Every setting of every process: one frozen object, read from the environment, refused at start when wrong.
+
+Each field is the environment variable `DRM_<NAME>`; the unit is the last part of the name.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+KiB = 1024
+MiB = 1024 * KiB
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Count = Annotated[int, Field(ge=1)]
+Bytes = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    """The whole configuration; pass it down, never read the environment elsewhere."""
+
+    model_config = SettingsConfigDict(env_prefix="DRM_", frozen=True, extra="ignore", validate_default=True)
+
+    # -- Kafka: where, and as whom ------------------------------------------------------------------------------
+    kafka_bootstrap: str = Field("127.0.0.1:9092", description="host:port, several separated by commas")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    kafka_sasl_username: str | None = None
+    kafka_sasl_password: SecretStr | None = None
+    kafka_ssl_ca_file: Path | None = None
+    kafka_ssl_cert_file: Path | None = None
+    kafka_ssl_key_file: Path | None = None
+
+    # -- Kafka: topics ------------------------------------------------------------------------------------------
+    topic_prefix: str = Field("drm", pattern=r"^[a-zA-Z0-9._-]{1,100}$", description="first part of every topic's name")
+    topic_partitions: Count = Field(6, le=1000, description="of the ingress and of every family; never changed later")
+    topic_replication_factor: Count = Field(3, le=15)
+    topic_min_insync_replicas: Count = Field(2, le=15)
+    topic_retention_hours: Count = Field(168, description="of the ingress and the families")
+    dead_letter_retention_hours: Count = Field(720)
+
+    # -- Kafka: the writer --------------------------------------------------------------------------------------
+    produce_deadline_s: Seconds = Field(10.0, description="an event not acknowledged by then is answered 503")
+    produce_request_timeout_s: Seconds = Field(5.0, description="one request to a broker; below the deadline")
+    writer_buffered_bytes_max: Bytes = Field(64 * MiB, description="events waiting or in flight; above: 503")
+    writer_batch_bytes_max: Bytes = Field(768 * KiB, le=1024 * KiB, description="one batch; below the topic's limit")
+
+    # -- Kafka: the reader --------------------------------------------------------------------------------------
+    reader_batch_records_max: Count = Field(2000, description="handed to a worker at a time")
+    reader_poll_interval_max_s: Seconds = Field(300.0, description="a worker silent for longer loses its partitions")
+    reader_session_timeout_s: Seconds = Field(10.0)
+
+    # -- Postgres -----------------------------------------------------------------------------------------------
+    postgres_dsn: SecretStr = Field(
+        SecretStr("postgresql://drm@127.0.0.1:5432/drm"),
+        description="libpq URI; TLS by its sslmode, sslrootcert, sslcert and sslkey parameters",
+    )
+    postgres_connections_max: Count = Field(8, le=500, description="a process")
+    postgres_acquire_timeout_s: Seconds = 5.0
+    postgres_statement_timeout_s: Seconds = 30.0
+    postgres_lock_timeout_s: Seconds = 5.0
+
+    # -- the edge: where ----------------------------------------------------------------------------------------
+    edge_host: str = "127.0.0.1"
+    edge_port: Port = 8080
+    serve_host: str = "127.0.0.1"
+    serve_port: Port = 8081
+    worker_host: str = Field("127.0.0.1", description="health and metrics of enrich and attach")
+    enrich_port: Port = 8082
+    attach_port: Port = 8083
+
+    # -- the edge: limits ---------------------------------------------------------------------------------------
+    request_header_bytes_max: Bytes = 16 * KiB
+    request_body_bytes_max: Bytes = Field(8 * MiB, description="as sent")
+    request_decompressed_bytes_max: Bytes = 32 * MiB
+    request_events_max: Count = 10_000
+    event_bytes_max: Bytes = Field(256 * KiB, description="one event, as sent")
+    event_depth_max: Count = Field(64, le=500, description="levels of JSON")
+    request_header_timeout_s: Seconds = 10.0
+    request_body_timeout_s: Seconds = 20.0
+    connection_idle_timeout_s: Seconds = 60.0
+    connections_max: Count = Field(10_000, description="a process")
+    refused_body_discard_bytes_max: Bytes = Field(64 * MiB, description="read and dropped after an early refusal")
+    refused_body_discard_timeout_s: Seconds = 5.0
+    request_in_flight_bytes_max: Bytes = Field(256 * MiB, description="bodies being read or checked; above: 503")
+    websocket_window_messages: Count = Field(32, le=1024)
+    websocket_message_bytes_max: Bytes = Field(1 * MiB)
+    websocket_ping_interval_s: Seconds = 20.0
+    websocket_ping_timeout_s: Seconds = 20.0
+    retry_after_s: Count = Field(1, description="what a 503 asks a sender to wait")
+    drain_timeout_s: Seconds = Field(15.0, description="after SIGTERM: finish what is in flight")
+
+    # -- the edge: time and credentials -------------------------------------------------------------------------
+    clock_skew_tolerated_s: Seconds = Field(300.0, description="a stated sending time off by more is corrected for")
+    event_future_max_s: Annotated[float, Field(gt=0)] = Field(86_400.0, description="further ahead: clamped and marked")
+    credential_refresh_s: Seconds = Field(2.0, description="how often the credential snapshot is read anew")
+
+    # -- the pipeline -------------------------------------------------------------------------------------------
+    enrich_remembered_events_max: Count = Field(200_000, description="identities kept to suppress retries")
+    directory_devices_max: Count = Field(200_000, description="devices whose context is kept in memory")
+    directory_max_age_s: Seconds = 60.0
+    directory_timeout_s: Seconds = Field(1.0, description="then events go on without context, and say so")
+    attach_batch_records_max: Count = 2000
+    event_retention_days: Count = Field(730, description="older partitions of events are dropped")
+
+    # -- what people see ----------------------------------------------------------------------------------------
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    schemas_dir: Path | None = Field(None, description="default: the schemas shipped with the package")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.topic_min_insync_replicas > self.topic_replication_factor:
+            raise ValueError("DRM_TOPIC_MIN_INSYNC_REPLICAS cannot exceed DRM_TOPIC_REPLICATION_FACTOR")
+        if self.produce_request_timeout_s > self.produce_deadline_s:
+            raise ValueError("DRM_PRODUCE_REQUEST_TIMEOUT_S cannot exceed DRM_PRODUCE_DEADLINE_S")
+        if self.event_bytes_max > self.writer_batch_bytes_max:
+            raise ValueError("DRM_EVENT_BYTES_MAX cannot exceed DRM_WRITER_BATCH_BYTES_MAX")
+        if self.request_body_bytes_max > self.request_decompressed_bytes_max:
+            raise ValueError("DRM_REQUEST_BODY_BYTES_MAX cannot exceed DRM_REQUEST_DECOMPRESSED_BYTES_MAX")
+        if self.kafka_security_protocol.startswith("SASL") and not (
+            self.kafka_sasl_username and self.kafka_sasl_password
+        ):
+            raise ValueError("SASL needs DRM_KAFKA_SASL_USERNAME and DRM_KAFKA_SASL_PASSWORD")
+        return self
