@@ -1,0 +1,149 @@
+"""The event: its attributes (CloudEvents 1.0), its identity, its receipt, and what enrichment adds.
+
+Shapes on the wire:
+
+- `<prefix>.ingress`: the event's own bytes; headers `receipt` (Receipt as JSON, the same bytes for a whole request),
+  `content-hash` (16 bytes) and, only where the edge had to fill something in, `assigned` (Assigned as JSON).
+- `<prefix>.events.<family>`: the same bytes with the attributes of `Enrichment` spliced in before the last brace,
+  header `content-type: application/cloudevents+json`.
+"""
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+from hashlib import blake2b, sha256
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+ID_CHARACTERS_MAX = 100
+SUBJECT_CHARACTERS_MAX = 200
+SOURCE_CHARACTERS_MAX = 300
+TYPE_CHARACTERS_MAX = 200
+PARTY_PREFIX = "party:"
+
+HEADER_RECEIPT = "receipt"
+HEADER_CONTENT_HASH = "content-hash"
+HEADER_ASSIGNED = "assigned"
+CONTENT_TYPE_EVENT = b"application/cloudevents+json"
+
+
+class TimeQuality(StrEnum):
+    """Where `occurredat` comes from."""
+
+    SENT = "sent"  # the sender's own clock
+    CORRECTED = "corrected"  # the sender's clock was off by a stated amount
+    ASSUMED = "assumed"  # no time was sent: the receipt
+    CLAMPED = "clamped"  # too far in the future: the receipt
+
+
+class Envelope(Struct):
+    """The attributes a sender may set; `data` stays raw bytes, never re-encoded."""
+
+    type: str | None = None
+    id: str | None = None
+    subject: str | None = None
+    source: str | None = None
+    time: str | None = None
+    specversion: str = "1.0"
+    datacontenttype: str | None = None
+    dataschema: str | None = None
+    sequence: str | None = None
+    traceparent: str | None = None
+    data: Raw | UnsetType = UNSET
+    data_base64: Raw | UnsetType = UNSET
+
+
+class Receipt(Struct, omit_defaults=True):
+    """What the edge knows of a request; the same for all its events."""
+
+    received_at: datetime
+    request_id: str
+    sender: str
+    clock_offset_ms: int = 0  # to add to a sender's times; 0 unless it stated a sending time that was off
+    user_agent: str | None = None
+
+
+class Assigned(Struct, omit_defaults=True):
+    """Attributes the edge filled in because the sender left them out."""
+
+    id: str | None = None
+    subject: str | None = None
+    source: str | None = None
+
+
+class Enrichment(Struct, omit_defaults=True):
+    """Extension attributes added by `enrich`; senders may not set them. Lower-case letters and digits (CloudEvents)."""
+
+    receivedat: str
+    occurredat: str
+    timequality: str
+    contenthash: str  # 32 hexadecimal digits
+    sender: str
+    requestid: str
+    ingressposition: str  # "partition:offset" in the ingress topic; rises within a partition
+    contextquality: str = "complete"  # or "missing": Postgres could not be asked
+    devicemodel: str | None = None
+    devicefirmware: str | None = None
+    partyroles: str | None = None  # "owner:<party id> user:<party id>", those who held a role at occurredat
+    unclassified: bool = False
+    useragentfamily: str | None = None
+    useragentversion: str | None = None
+    useragentos: str | None = None
+    useragentdevice: str | None = None
+
+
+RESERVED_ATTRIBUTES = frozenset(Enrichment.__struct_fields__)
+
+
+def identity_key(subject: str, source: str, id_: str) -> bytes:
+    """Return the 16-byte key of an identity; BLAKE2b, so that nobody can make another's event look like a repeat."""
+    return blake2b(f"{subject}\0{source}\0{id_}".encode(), digest_size=16).digest()
+
+
+def content_hash(type_: str, time: str | None, data: bytes | memoryview) -> bytes:
+    """Return the 16-byte hash of what a retry repeats: type, time exactly as sent or absent, the raw bytes of data.
+
+    SHA-256 cut to 128 bits: with the CPU's own instructions it is faster than BLAKE2b on small events (0.32 against 0.46 µs).
+    """
+    head = f"{type_}\0{time}\0" if time is not None else f"{type_}\0\0\0"
+    digest = sha256(head.encode())
+    digest.update(data)
+    return digest.digest()[:16]
+
+
+def derived_id(subject: str, type_: str, time: str, data: bytes | memoryview) -> str:
+    """Return the id of an event that has a time but no id: the same for the same event, so a retry is recognised."""
+    digest = blake2b(f"{subject}\0{type_}\0{time}\0".encode(), digest_size=16)
+    digest.update(data)
+    return digest.hexdigest()
+
+
+
+
+def parse_time(text: str) -> datetime:
+    """Return an RFC 3339 time with its offset.
+
+    Raises:
+        ValueError: it is not one, or has no offset.
+    """
+    try:
+        time = msgspec.convert(text, datetime)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None
+    if time.tzinfo is None:
+        raise ValueError("no offset from UTC")
+    return time
+
+
+def occurred_at(
+    time: datetime | None, received_at: datetime, clock_offset: timedelta, future_max: timedelta
+) -> tuple[datetime, TimeQuality]:
+    """Return when the event happened by our clock, and how we know (design: time)."""
+    if time is None:
+        return received_at, TimeQuality.ASSUMED
+    quality = TimeQuality.SENT
+    if clock_offset:
+        time, quality = time + clock_offset, TimeQuality.CORRECTED
+    if time > received_at + future_max:
+        return received_at, TimeQuality.CLAMPED
+    return time, quality
