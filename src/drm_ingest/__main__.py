@@ -1,13 +1,75 @@
-"""The command line: `drm-ingest COMMAND`; the command picks the process."""
+"""The command line: `drm-ingest COMMAND`; the command picks the process.
+
+Each command imports what it needs when it runs, so that `--help` and short tools start at once.
+"""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-cli = typer.Typer(no_args_is_help=True, help="Device relationship management.")
+cli = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Device relationship management: device and app events, in real time, on the records of their people.\n\n"
+    "Every setting is an environment variable DRM_*; README.md lists them.",
+)
 
 
-@cli.callback()
-def main() -> None:
-    """Device and app events, in real time, on the records of the people they belong to."""
+@cli.command()
+def send(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="CSV or NDJSON, plain or .gz.")],
+    url: Annotated[str, typer.Option(envvar="DRM_EDGE_URL", help="Where the edge is.")] = "http://127.0.0.1:8080",
+    key: Annotated[str, typer.Option(envvar="DRM_SENDER_KEY", help="A sender's key.")] = "",
+    type_: Annotated[str | None, typer.Option("--type", help="The type of every event.")] = None,
+    type_column: Annotated[str | None, typer.Option(help="The column that holds the type.")] = None,
+    subject: Annotated[str | None, typer.Option(help="The device every event is about.")] = None,
+    subject_column: Annotated[str | None, typer.Option(help="The column that names the device.")] = None,
+    time_column: Annotated[str | None, typer.Option(help="The column that tells when it happened (ISO 8601).")] = None,
+    timezone: Annotated[str, typer.Option(help="Of times without an offset.")] = "UTC",
+    starts_at: Annotated[
+        datetime | None, typer.Option(help="The time column tells the time passed since then (UTC).")
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option(help="The column with an id; else file name and line make one, the same each time.")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="COLUMN or COLUMN=NAME to put into data; repeatable. Default: all left over."),
+    ] = None,
+    unit: Annotated[list[str] | None, typer.Option(help="NAME=UNIT, put into data's units; repeatable.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="A multiple of real time. Default: as fast as acknowledged.")
+    ] = None,
+    batch_events: Annotated[int, typer.Option(min=1, max=10_000, help="Events a request.")] = 500,
+    progress_file: Annotated[
+        Path | None, typer.Option(help="Where it stopped. Default: .<file name>.sent in this folder.")
+    ] = None,
+) -> None:
+    """Send a recording to an edge as events; run it again and it goes on where it stopped.
+
+    Example: drm-ingest send ride.csv --type device.measurement --subject bike-7 --time-column time --rate 60
+    """
+    from drm_ingest.device.command import send_file
+    from drm_ingest.device.recording import Recording
+
+    recording = Recording(
+        path=file,
+        type=type_,
+        type_column=type_column,
+        subject=subject,
+        subject_column=subject_column,
+        time_column=time_column,
+        timezone=timezone,
+        starts_at=starts_at,
+        id_column=id_column,
+        columns=dict((entry.partition("=")[::2] if "=" in entry else (entry, entry)) for entry in column or ()),
+        units=dict(entry.partition("=")[::2] for entry in unit or ()),
+    )
+    progress_file = progress_file or Path(f".{file.name}.sent")
+    raise typer.Exit(send_file(recording, url, key, rate, batch_events, progress_file))
 
 
 if __name__ == "__main__":

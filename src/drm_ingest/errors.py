@@ -9,6 +9,7 @@ Codes are stable: senders program against them.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 
 class EventCode(StrEnum):
@@ -16,7 +17,7 @@ class EventCode(StrEnum):
 
     remedy: str
 
-    def __new__(cls, code: str, remedy: str) -> "EventCode":
+    def __new__(cls, code: str, remedy: str) -> Self:
         """Attach the remedy to the code."""
         member = str.__new__(cls, code)
         member._value_ = code

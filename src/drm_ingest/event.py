@@ -103,7 +103,7 @@ def identity_key(subject: str, source: str, id_: str) -> bytes:
 def content_hash(type_: str, time: str | None, data: bytes | memoryview) -> bytes:
     """Return the 16-byte hash of what a retry repeats: type, time exactly as sent or absent, the raw bytes of data.
 
-    SHA-256 cut to 128 bits: with the CPU's own instructions it is faster than BLAKE2b on small events (0.32 against 0.46 µs).
+    SHA-256 cut to 128 bits: with the CPU's own instructions faster than BLAKE2b on small events (0.32 against 0.46 µs).
     """
     head = f"{type_}\0{time}\0" if time is not None else f"{type_}\0\0\0"
     digest = sha256(head.encode())
@@ -116,8 +116,6 @@ def derived_id(subject: str, type_: str, time: str, data: bytes | memoryview) ->
     digest = blake2b(f"{subject}\0{type_}\0{time}\0".encode(), digest_size=16)
     digest.update(data)
     return digest.hexdigest()
-
-
 
 
 def parse_time(text: str) -> datetime:

@@ -1,0 +1,1 @@
+"""What stands in for a device: recordings, sent as the events they once were."""
