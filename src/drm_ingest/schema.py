@@ -27,14 +27,14 @@ _FAMILY = re.compile(r"[a-z][a-z0-9-]{0,48}")  # part of a topic's name; "." and
 _EXAMPLES = ".examples.json"
 
 
-class BadSchema(ValueError):  # noqa: N818
+class BadSchema(ValueError):
     """A schema file, or the folder of them, cannot be used: which one, and why."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
 
 
-class UnknownVersion(LookupError):  # noqa: N818
+class UnknownVersion(LookupError):
     """The type is known, the version named in `dataschema` (or, with none named, a major 1) is not there."""
 
     def __init__(self, type_: str, dataschema: str | None, known: tuple[str, ...]) -> None:
