@@ -72,5 +72,29 @@ def send(
     raise typer.Exit(send_file(recording, url, key, rate, batch_events, progress_file))
 
 
+@cli.command()
+def migrate() -> None:
+    """Bring the tables in Postgres up to date; safe to repeat, and to run from several machines at once."""
+    import asyncio
+
+    from asyncpg import PostgresError
+
+    from drm_ingest.postgres.migrate import BadMigrations, MigrationFailed
+    from drm_ingest.postgres.migrate import migrate as apply
+    from drm_ingest.settings import Settings
+
+    try:
+        applied = asyncio.run(apply(Settings().postgres_dsn.get_secret_value()))
+    except (BadMigrations, MigrationFailed) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    except (OSError, TimeoutError, PostgresError) as error:
+        typer.echo(f"Postgres cannot be reached: {error}; check DRM_POSTGRES_DSN", err=True)
+        raise typer.Exit(1) from None
+    for name in applied:
+        typer.echo(f"applied {name}")
+    typer.echo("the database is up to date")
+
+
 if __name__ == "__main__":
     cli()

@@ -1,0 +1,71 @@
+"""Connections to Postgres: every wait has an end, and `pg_stat_activity` tells whose they are.
+
+asyncpg's own types throughout: `jsonb` goes in and comes out as `str`, never decoded on the way (the hot path has the
+sender's bytes, and `serve` hands the text on); times are aware `datetime`, identifiers `uuid.UUID`.
+"""
+
+import asyncio
+from typing import Any
+
+import asyncpg
+from asyncpg.pool import PoolAcquireContext
+
+from drm_ingest.settings import Settings
+
+APPLICATION_NAME_CHARACTERS_MAX = 63  # Postgres cuts the rest off (NAMEDATALEN)
+
+
+class Pool(asyncpg.Pool):  # type: ignore[misc]  # asyncpg has no types
+    """An asyncpg pool whose `acquire`, and so `fetch` and its like, never waits longer than the settings say.
+
+    Raises from any method:
+        TimeoutError: no connection came free or could be made in time.
+        asyncpg.PostgresConnectionError, OSError: Postgres cannot be reached.
+        asyncpg.QueryCanceledError: the statement time-out.
+        asyncpg.LockNotAvailableError: the lock time-out.
+    """
+
+    __slots__ = ("_acquire_timeout_s",)
+    _acquire_timeout_s: float
+
+    def acquire(self, *, timeout: float | None = None) -> PoolAcquireContext:
+        return super().acquire(timeout=self._acquire_timeout_s if timeout is None else timeout)
+
+
+def open_pool(settings: Settings, application_name: str, *, connections_max: int | None = None) -> Pool:
+    """Return a pool to enter with `async with`; connections are made when first needed, so Postgres may be down."""
+    pool = Pool(
+        settings.postgres_dsn.get_secret_value(),
+        min_size=0,
+        max_size=connections_max or settings.postgres_connections_max,
+        max_queries=50_000,
+        max_inactive_connection_lifetime=300.0,
+        loop=asyncio.get_running_loop(),
+        connection_class=asyncpg.Connection,
+        record_class=asyncpg.Record,
+        **_bounds(settings, application_name),
+    )
+    pool._acquire_timeout_s = settings.postgres_acquire_timeout_s
+    return pool
+
+
+async def connect(settings: Settings, application_name: str) -> asyncpg.Connection:
+    """Return one connection of its own, with the same bounds as those of a pool."""
+    return await asyncpg.connect(settings.postgres_dsn.get_secret_value(), **_bounds(settings, application_name))
+
+
+def _bounds(settings: Settings, application_name: str) -> dict[str, Any]:
+    statement_ms = round(settings.postgres_statement_timeout_s * 1000)
+    return {
+        "timeout": settings.postgres_acquire_timeout_s,
+        # A little later than the server's own time-out: it is for a network that swallows packets.
+        "command_timeout": settings.postgres_statement_timeout_s + 2.0,
+        "server_settings": {
+            "application_name": application_name[:APPLICATION_NAME_CHARACTERS_MAX],
+            "statement_timeout": str(statement_ms),
+            "lock_timeout": str(round(settings.postgres_lock_timeout_s * 1000)),
+            # A process that hangs in mid-transaction must not hold its locks for ever.
+            "idle_in_transaction_session_timeout": str(statement_ms),
+            "timezone": "UTC",
+        },
+    }
