@@ -14,17 +14,25 @@ from typing import Any, Self
 
 import jsonschema_rs
 
+from drm_ingest.violation import shortened, violation
+
 UNCLASSIFIED = "unclassified"
 """The family of every type that has no schema."""
 
-POINTER_CHARS_MAX = 300
-DETAIL_CHARS_MAX = 300
-
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _VERSION = re.compile(r"(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]{0,3})")
 _FAMILY = re.compile(r"[a-z][a-z0-9-]{0,48}")  # part of a topic's name; "." and "_" would clash in Kafka's metrics
-_EXAMPLES = ".examples.json"
+_REFUSED = ".invalid.json"  # examples of what the schema refuses; the tests read them
+# The dialect's own description, refusing what it does not know at any depth: a mistyped keyword would check nothing.
+_STRICT = {
+    "$schema": _DIALECT,
+    "$id": "urn:drm-ingest:schema",
+    "$ref": _DIALECT,
+    "$dynamicAnchor": "meta",
+    "patternProperties": {"^x-": True},
+    "unevaluatedProperties": False,
+}
 
 
 class BadSchema(ValueError):
@@ -43,7 +51,7 @@ class UnknownVersion(LookupError):
         super().__init__(
             f"{type_} has no version of major 1; name one of these in dataschema: {there}"
             if dataschema is None
-            else f"{type_} has no version {_short(dataschema)}; there is {there}"
+            else f"{type_} has no version {shortened(dataschema, 20)}; there is {there}"
         )
 
 
@@ -73,26 +81,20 @@ class Schema:
         try:
             self._validator.validate(data)  # stops at the first; iter_errors would build them all
         except jsonschema_rs.ValidationError as error:
-            return _violation(error, self.document)
+            return violation(error, self.document)
         raise ValueError("there is no violation: data is valid")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Schemas:
-    """All schemas, immutable once loaded."""
-
-    __slots__ = ("_families", "_newest", "_versions", "families")
+    """All schemas; immutable once loaded."""
 
     families: tuple[str, ...]
     """The sorted names of all families, `unclassified` too."""
-
-    def __init__(self, schemas: list[Schema]) -> None:
-        versions: dict[str, dict[str, Schema]] = {}
-        for schema in sorted(schemas, key=lambda s: _order(s.version)):
-            versions.setdefault(schema.type, {})[schema.version] = schema
-        self._versions = versions
-        self._newest = {s.type: s for by in versions.values() for s in by.values() if _order(s.version)[0] == 1}
-        self._families = {s.type: s.family for s in schemas}
-        self.families = tuple(sorted({*self._families.values(), UNCLASSIFIED}))
+    _family_of: Mapping[str, str]
+    _newest: Mapping[str, Schema]
+    """By type: the newest minor of major 1."""
+    _versions: Mapping[str, Mapping[str, Schema]]
 
     @classmethod
     def load(cls, directory: Path | None = None) -> Self:
@@ -103,17 +105,24 @@ class Schemas:
         directory = directory or _shipped()
         if not directory.is_dir():
             raise BadSchema(directory, "no such folder; DRM_SCHEMAS_DIR names the one that holds <type>/<version>.json")
-        schemas: list[Schema] = []
+        versions: dict[str, dict[str, Schema]] = {}
         for folder in sorted(directory.iterdir()):
             if folder.name.startswith("."):
                 continue
             if folder.is_dir():
-                schemas += _load_type(folder)
+                versions[folder.name] = {schema.version: schema for schema in _load_type(folder)}
             elif folder.suffix == ".json":
                 raise BadSchema(folder, "a schema stands in the folder of its type: <type>/<version>.json")
-        if not schemas:
+        if not versions:
             raise BadSchema(directory, "holds no schema: <type>/<version>.json")
-        return cls(schemas)
+        schemas = [schema for of_type in versions.values() for schema in of_type.values()]
+        family_of = {schema.type: schema.family for schema in schemas}
+        return cls(
+            families=tuple(sorted({*family_of.values(), UNCLASSIFIED})),
+            _family_of=family_of,
+            _newest={schema.type: schema for schema in schemas if _order(schema.version)[0] == 1},
+            _versions=versions,
+        )
 
     def __iter__(self) -> Iterator[Schema]:
         """By type, then by version."""
@@ -121,7 +130,7 @@ class Schemas:
 
     def family(self, type_: str) -> str:
         """The family of a type, the last part of its topic's name; `unclassified` for a type without a schema."""
-        return self._families.get(type_, UNCLASSIFIED)
+        return self._family_of.get(type_, UNCLASSIFIED)
 
     def find(self, type_: str, dataschema: str | None) -> Schema | None:
         """The schema for an event; None where the type is unknown.
@@ -155,18 +164,19 @@ def _order(version: str) -> tuple[int, int]:
 
 
 def _load_type(folder: Path) -> list[Schema]:
+    """All versions of a type, oldest first."""
     if not _TYPE.fullmatch(folder.name):
-        raise BadSchema(folder, "the folder's name is no type: letters, digits, '.', '_' and '-', at most 100")
+        raise BadSchema(folder, "the folder's name is no type: letters, digits, '.', '_' and '-', at most 200")
     schemas = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name.endswith(_EXAMPLES):
+    for path in folder.iterdir():
+        if path.name.startswith(".") or path.name.endswith(_REFUSED):
             continue
         if path.suffix != ".json" or not _VERSION.fullmatch(path.stem):
-            raise BadSchema(path, f"expected MAJOR.MINOR.json or MAJOR.MINOR{_EXAMPLES}, as in 1.0.json")
+            raise BadSchema(path, f"expected MAJOR.MINOR.json or MAJOR.MINOR{_REFUSED}, as in 1.0.json")
         schemas.append(_load_schema(path))
-    schemas.sort(key=lambda schema: _order(schema.version))
     if not schemas:
         raise BadSchema(folder, "holds no schema: MAJOR.MINOR.json, as in 1.0.json")
+    schemas.sort(key=lambda schema: _order(schema.version))
     for older, newer in pairwise(schemas):
         _check_succession(folder, older, newer)
     return schemas
@@ -191,6 +201,9 @@ def _load_schema(path: Path) -> Schema:
         raise BadSchema(path, f'"x-drm.family" must be lower-case letters, digits and "-", and not "{UNCLASSIFIED}"')
     if not isinstance(data_required, bool):
         raise BadSchema(path, '"x-drm.data_required" must be true or false')
+    if unknown := jsonschema_rs.Draft202012Validator(_STRICT, offline=True).evaluate(document).errors():
+        where = max((entry["instanceLocation"] for entry in unknown), key=lambda place: place.count("/"))
+        raise BadSchema(path, f"{where} is not in JSON Schema 2020-12; a keyword of your own begins with x-")
     try:
         # An engine without backtracking: no pattern can be made slow by what a sender sends.
         validator = jsonschema_rs.Draft202012Validator(
@@ -234,91 +247,3 @@ def _without_unlisted(document: Mapping[str, Any]) -> dict[str, Any]:
     if "properties" in closed:
         closed.setdefault("additionalProperties", False)
     return closed
-
-
-_WORDS = {
-    "object": "an object",
-    "array": "a list",
-    "string": "text",
-    "number": "a number",
-    "integer": "a whole number",
-    "boolean": "true or false",
-    "null": "null",
-}
-_SAYS = {
-    "minimum": "must be at least {}",
-    "maximum": "must be at most {}",
-    "exclusiveMinimum": "must be more than {}",
-    "exclusiveMaximum": "must be less than {}",
-    "multipleOf": "must be a multiple of {}",
-    "minLength": "must have at least {} characters",
-    "maxLength": "must have at most {} characters",
-    "minItems": "must have at least {} items",
-    "maxItems": "must have at most {} items",
-    "minProperties": "must have at least {} members",
-    "maxProperties": "must have at most {} members",
-    "const": "must be {}",
-    "enum": "must be one of {}",
-    "format": "must be a valid {}",
-    "uniqueItems": "must not have the same item twice",
-}
-
-
-def _violation(error: jsonschema_rs.ValidationError, document: Mapping[str, Any]) -> tuple[str, str]:
-    """Where, and `<name> <what it must be> (<what the schema says about it>)`."""
-    kind, path, part = error.kind, list(error.instance_path), _part_at(document, error.schema_path[:-1])
-    match kind.name:
-        case "required":  # the pointer names what is to be added
-            path.append(kind.value)
-            part = part.get("properties", {}).get(kind.value, {})
-            says = "is missing"
-        case "additionalProperties" | "unevaluatedProperties":
-            path.append(kind.value[0])
-            says, part = "is not known here; remove it or correct its name", {}
-        case "propertyNames":
-            says = "has a member whose name is not allowed"
-        case "type":
-            says = f"must be {' or '.join(_WORDS[name] for name in kind.value)}, not {_word_for(error.instance)}"
-        case name:
-            says = _SAYS.get(name, "does not fit").format(_listed(kind.value))
-    place = _pointer(path)
-    about = part.get("description", "")
-    unit = part.get("x-unit")
-    text = f"{_short(str(path[-1])) if path else 'data'} {says}."
-    text += f" {about}" if about else ""
-    text += f" Unit: {unit}." if unit else ""
-    return place, _short(text, DETAIL_CHARS_MAX)
-
-
-def _part_at(document: Mapping[str, Any], path: list[str | int]) -> Mapping[str, Any]:
-    part: Any = document
-    for step in path:
-        part = part[step]
-    return part if isinstance(part, dict) else {}
-
-
-_KINDS = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number"}
-
-
-def _word_for(value: object) -> str:
-    return _WORDS[_KINDS.get(type(value), "null")]
-
-
-def _listed(value: object) -> str:
-    options = value if isinstance(value, list) else [value]
-    return ", ".join(str(option) for option in options)
-
-
-def _pointer(path: list[str | int]) -> str:
-    """RFC 6901, from the root of the event; cut at a whole step, to the member around, where it would be too long."""
-    pointer = "/data"
-    for step in path:
-        longer = f"{pointer}/{str(step).replace('~', '~0').replace('/', '~1')}"
-        if len(longer) > POINTER_CHARS_MAX:
-            break
-        pointer = longer
-    return pointer
-
-
-def _short(text: str, chars_max: int = 60) -> str:
-    return text if len(text) <= chars_max else text[: chars_max - 1] + "…"
