@@ -8,9 +8,11 @@ Shapes on the wire:
   header `content-type: application/cloudevents+json`.
 """
 
+import re
 from datetime import datetime, timedelta
 from enum import StrEnum
 from hashlib import blake2b, sha256
+from urllib.parse import quote
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -20,6 +22,8 @@ SUBJECT_CHARACTERS_MAX = 200
 SOURCE_CHARACTERS_MAX = 300
 TYPE_CHARACTERS_MAX = 200
 PARTY_PREFIX = "party:"
+_DEVICE_SOURCE = "/devices/"
+_unreserved = re.compile(r"[A-Za-z0-9_.~-]*").fullmatch
 
 HEADER_RECEIPT = "receipt"
 HEADER_CONTENT_HASH = "content-hash"
@@ -81,10 +85,12 @@ class Enrichment(Struct, omit_defaults=True):
     sender: str
     requestid: str
     ingressposition: str  # "partition:offset" in the ingress topic; rises within a partition
-    contextquality: str = "complete"  # or "missing": Postgres could not be asked
+    contextquality: str = "complete"  # or, when Postgres could not be asked, "stale" (remembered) or "missing"
     devicemodel: str | None = None
     devicefirmware: str | None = None
-    partyroles: str | None = None  # "owner:<party id> user:<party id>", those who held a role at occurredat
+    # "owner:<party id> user:<party id>", those who held a role at occurredat; for a subject `party:…` also
+    # "self:<party id>", whichever of its names it was called by
+    partyroles: str | None = None
     unclassified: bool = False
     useragentfamily: str | None = None
     useragentversion: str | None = None
@@ -116,6 +122,26 @@ def derived_id(subject: str, type_: str, time: str, data: bytes | memoryview) ->
     digest = blake2b(f"{subject}\0{type_}\0{time}\0".encode(), digest_size=16)
     digest.update(data)
     return digest.hexdigest()
+
+
+def published_source(subject: str, source: str) -> str:
+    """Return the `source` that product teams read: CloudEvents wants one, a device without one has the empty string.
+
+    `/devices/<percent-encoded subject>` then; a source that was sent (or assigned) is published as it is.
+    """
+    return source or _DEVICE_SOURCE + quote(subject, safe="")
+
+
+def identity_source(subject: str, source: str | None) -> str:
+    """Return the source that counts in the identity: the inverse of `published_source`.
+
+    A sender that spells out its device's own `/devices/…` means the same as one that leaves it out.
+    """
+    if not source or not source.startswith(_DEVICE_SOURCE):
+        return source or ""
+    if source == _DEVICE_SOURCE + subject and _unreserved(subject):  # nearly all of them, without quoting
+        return ""
+    return "" if source == published_source(subject, "") else source
 
 
 def parse_time(text: str) -> datetime:
