@@ -1,5 +1,7 @@
 -- Tables for the whole path of an event: who may send, what it belongs to, the events themselves.
 -- Ranges are [) throughout; times are timestamptz; identifiers given out are UUID version 7, so they sort by age.
+-- Subjects and types compare byte by byte (collate "C"), on every server alike: it is faster, and an upgrade of the
+-- system's locales cannot spoil their indexes.
 
 create extension if not exists btree_gist;
 
@@ -9,7 +11,7 @@ create table sender (
     id          uuid primary key default uuidv7(),
     name        text not null unique check (length(name) between 1 and 100),
     role        text not null default 'sender' check (role in ('sender', 'reader', 'admin')),
-    device      text check (length(device) between 1 and 200),
+    device      text collate "C" check (length(device) between 1 and 200),
     created_at  timestamptz not null default now()
 );
 comment on table sender is 'Who holds credentials: an app, a fleet, a back office, an administrator.';
@@ -48,7 +50,7 @@ create index party_ref_party on party_ref (party);
 -- Devices --------------------------------------------------------------------------------------------------------------
 
 create table device (
-    subject       text primary key check (length(subject) between 1 and 200 and not starts_with(subject, 'party:')),
+    subject       text collate "C" primary key check (length(subject) between 1 and 200 and not starts_with(subject, 'party:')),
     model         text check (length(model) <= 200),
     firmware      text check (length(firmware) <= 200),
     registered_at timestamptz not null default now(),
@@ -82,7 +84,7 @@ insert into role (name, exclusive, subject_kind, meaning) values
 
 create table relationship (
     id           uuid primary key default uuidv7(),
-    subject      text not null check (length(subject) between 1 and 200),
+    subject      text collate "C" not null check (length(subject) between 1 and 200),
     role         text not null,
     party        uuid not null references party,
     exclusive    boolean not null,
@@ -107,7 +109,7 @@ create index relationship_subject on relationship (subject) where upper_inf(reco
 create table relationship_change (
     number       bigint generated always as identity primary key,
     relationship uuid not null,
-    subject      text not null,
+    subject      text collate "C" not null,
     party        uuid not null,
     role         text not null,
     change       text not null,
@@ -130,17 +132,19 @@ create trigger tell_directory after insert or update of model, firmware on devic
 -- Events ----------------------------------------------------------------------------------------------------------------
 
 create table event (
-    subject         text not null,
+    -- Fixed widths first, so that no row carries padding.
+    occurred_at     timestamptz not null,
+    received_at     timestamptz not null,
+    -- Not clock_timestamp(): a volatile default makes COPY insert row by row.
+    recorded_at     timestamptz not null default statement_timestamp(),
+    content_hash    uuid not null,
+    subject         text collate "C" not null,
     source          text not null,
     id              text not null,
-    type            text not null,
-    occurred_at     timestamptz not null,
+    type            text collate "C" not null,
     occurred_at_raw text,
     time_quality    text not null,
-    sequence        text,
-    received_at     timestamptz not null,
-    recorded_at     timestamptz not null default clock_timestamp(),
-    content_hash    uuid not null,
+    sequence        text collate "C",
     sender          text not null,
     dataschema      text,
     data            jsonb
@@ -157,16 +161,19 @@ create table event_identity (
 comment on table event_identity is 'Subject, source and id as a 128-bit hash: what makes an event the same event, whatever its time.';
 
 create table subject_day (
-    subject       text not null,
     day           date not null,
-    type          text not null,
     events        bigint not null check (events > 0),
     last_at       timestamptz not null,
-    last_sequence text,
+    last_hash     uuid not null,
+    subject       text collate "C" not null,
+    type          text collate "C" not null,
+    last_sequence text collate "C",
     last_data     jsonb,
     primary key (subject, day, type)
 ) with (fillfactor = 70);
 comment on table subject_day is 'Events of a subject by UTC day and type, whoever holds it, with the latest of them.';
+comment on column subject_day.last_hash is
+    'content_hash of the latest: where time and sequence are equal the greater one is the latest, whatever came first.';
 
 create table dead_letter (
     topic        text not null,
@@ -192,4 +199,7 @@ create table consumer_position (
     moved_at       timestamptz not null default now(),
     primary key (consumer_group, topic, "partition")
 ) with (fillfactor = 50);
+comment on column consumer_position.next_offset is '-1: claimed, nothing committed yet.';
+comment on column consumer_position.holder is
+    'application_name of the worker that may move it; empty once given up, so that its successor need not end it.';
 comment on table consumer_position is 'What is committed of each partition; moved in the transaction of the rows, by compare and set.';
