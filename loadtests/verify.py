@@ -1,0 +1,259 @@
+"""Hold a ledger against Kafka, Postgres and the metrics: every broken promise is a sentence."""
+
+import asyncio
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import asyncpg
+import httpx
+import orjson
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from prometheus_client.parser import text_string_to_metric_families
+
+from loadtests.traffic import Entry
+
+SENTENCES_MAX = 20
+
+
+async def quiet(kafka_bootstrap: str, postgres_dsn: str, prefix: str, timeout_s: float = 120.0) -> None:
+    """Wait until every event has gone all the way: `enrich` committed the ingress, `attach` the families.
+
+    Raises:
+        TimeoutError: it did not happen; the message says what was left.
+    """
+    deadline = time.monotonic() + timeout_s
+    consumer = AIOKafkaConsumer(bootstrap_servers=kafka_bootstrap)
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
+    await consumer.start()
+    await admin.start()
+    try:
+        calm = 0
+        while calm < 2:  # twice in a row: between the two looks nothing was still on its way from enrich to attach
+            left = await _behind(consumer, admin, postgres_dsn, prefix)
+            calm = 0 if left else calm + 1
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not quiet after {timeout_s:.0f} s: {left}")
+            await asyncio.sleep(0.3)
+    finally:
+        await admin.close()
+        await consumer.stop()
+
+
+async def _behind(
+    consumer: AIOKafkaConsumer, admin: AIOKafkaAdminClient, postgres_dsn: str, prefix: str
+) -> dict[str, int]:
+    topics = [name for name in await consumer.topics() if name == f"{prefix}.ingress" or f"{prefix}.events." in name]
+    partitions = [TopicPartition(name, p) for name in topics for p in consumer.partitions_for_topic(name) or ()]
+    ends = await consumer.end_offsets(partitions)
+    committed = await admin.list_consumer_group_offsets(f"{prefix}.enrich")
+    connection = await asyncpg.connect(postgres_dsn)
+    try:
+        rows = await connection.fetch('select topic, "partition", next_offset from consumer_position')
+    finally:
+        await connection.close()
+    reached = {TopicPartition(topic, partition): offset for topic, partition, offset in rows}
+    reached |= {at: meta.offset for at, meta in committed.items() if at.topic == f"{prefix}.ingress"}
+    return {
+        f"{at.topic}/{at.partition}": end - reached.get(at, 0) for at, end in ends.items() if end > reached.get(at, 0)
+    }
+
+
+class Findings:
+    """Broken promises, counted and told by example."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = defaultdict(list)
+
+    def add(self, what: str, example: object) -> None:
+        """Note one."""
+        self.counts[what] += 1
+        if len(self.examples[what]) < SENTENCES_MAX:
+            self.examples[what].append(str(example))
+
+    def __str__(self) -> str:
+        """Tell all kinds with their numbers and a few examples."""
+        return "\n".join(
+            f"{count} × {what}: {', '.join(self.examples[what][:3])}" for what, count in self.counts.items()
+        )
+
+
+Identity = tuple[str, str]
+
+
+async def verify(
+    entries: Sequence[Entry], *, kafka_bootstrap: str, postgres_dsn: str, prefix: str, metrics: Mapping[str, str]
+) -> Findings:
+    """Compare what senders were told with what is there; `metrics` names each process's base URL or metrics URL.
+
+    Raises:
+        TimeoutError: the path did not become quiet.
+    """
+    await quiet(kafka_bootstrap, postgres_dsn, prefix)
+    findings = Findings()
+    subjects = {entry.subject for entry in entries}
+    letters = await _read(kafka_bootstrap, [f"{prefix}.dead-letters"])
+    stored = await _stored(postgres_dsn, subjects)
+    _check_answers(entries, findings)
+    _check_stored(entries, stored, _conflicts(letters, subjects), findings)
+    topics = await _topics(kafka_bootstrap, prefix)
+    order: dict[str, list[ConsumerRecord]] = {}
+    for topic in topics:
+        order[topic] = await _read(kafka_bootstrap, [topic])
+        _check_order(topic, order[topic], entries, findings)
+    await _until_settled(lambda: _check_sums(metrics), findings)
+    return findings
+
+
+def _check_answers(entries: Iterable[Entry], findings: Findings) -> None:
+    for entry in entries:
+        expected = "accepted" if entry.expect == "accepted" else f"rejected:{entry.expect}"
+        if entry.answer not in {expected, "unknown"}:
+            findings.add(f"a {entry.kind} event answered {entry.answer}, not {expected}", (entry.subject, entry.id))
+
+
+def _check_stored(
+    entries: Iterable[Entry],
+    stored: Mapping[Identity, Sequence[str]],
+    conflicts: Mapping[Identity, set[str]],
+    findings: Findings,
+) -> None:
+    acked: dict[Identity, set[str]] = defaultdict(set)
+    possible: dict[Identity, set[str]] = defaultdict(set)
+    for entry in entries:
+        identity = (entry.subject, entry.id)
+        if entry.answer == "accepted":
+            acked[identity].add(entry.hash)
+        if entry.answer in {"accepted", "unknown"}:
+            possible[identity].add(entry.hash)
+    for identity, hashes in acked.items():
+        there = stored.get(identity, ())
+        if len(there) != 1:
+            findings.add(f"an acknowledged event stored {len(there)} times", identity)
+            continue
+        for hash_ in hashes - {there[0]} - conflicts.get(identity, set()):
+            findings.add("an acknowledged event neither stored nor an id_conflict", (*identity, hash_))
+    for identity, there in stored.items():
+        for hash_ in there:
+            if hash_ not in possible.get(identity, ()):
+                findings.add("something stored that was not sent, or was rejected", (*identity, hash_))
+    for identity, hashes in conflicts.items():
+        for hash_ in hashes - possible.get(identity, set()):
+            findings.add("a dead letter for something not sent", (*identity, hash_))
+        if hashes & set(stored.get(identity, ())):
+            findings.add("an event both stored and a dead letter", identity)
+
+
+def _check_order(topic: str, records: Sequence[ConsumerRecord], entries: Iterable[Entry], findings: Findings) -> None:
+    """Within a subject: what was acknowledged before another was sent stands before it, repeats aside."""
+    first_sent: dict[tuple[str, str, str], Entry] = {}
+    for entry in entries:
+        first_sent.setdefault((entry.subject, entry.id, entry.hash), entry)
+    seen: set[tuple[str, str, str]] = set()
+    latest_sent: dict[str, int] = defaultdict(int)
+    for record in records:
+        headers = dict(record.headers)
+        event = orjson.loads(record.value)
+        hash_ = event.get("contenthash") or headers["content-hash"].hex()
+        key = (record.key.decode(), event["id"], hash_)
+        if key in seen or (found := first_sent.get(key)) is None:
+            continue
+        seen.add(key)
+        if found.answer == "accepted" and found.acked < latest_sent[found.subject]:
+            findings.add(f"order not kept in {topic}", (found.subject, found.id))
+        latest_sent[found.subject] = max(latest_sent[found.subject], found.first_sent)
+
+
+async def _check_sums(metrics: Mapping[str, str]) -> list[tuple[str, object]]:
+    wrong: list[tuple[str, object]] = []
+    async with httpx.AsyncClient(timeout=10) as client:
+        for process, url in metrics.items():
+            text = (await client.get(url if url.endswith("/metrics") else f"{url}/metrics")).text
+            sums: Counter[str] = Counter()
+            for family in text_string_to_metric_families(text):
+                for sample in family.samples:
+                    sums[sample.name] += int(sample.value)
+            received, outcomes = sums["drm_events_received_total"], sums["drm_events_total"]
+            if received != outcomes + sums["drm_events_in_flight"] or sums["drm_events_in_flight"]:
+                told = {"received": received, "outcomes": outcomes, "in flight": sums["drm_events_in_flight"]}
+                wrong.append((f"received is not the sum of outcomes on {process}", told))
+    return wrong
+
+
+async def _until_settled(check: Callable[[], Awaitable[list[tuple[str, object]]]], findings: Findings) -> None:
+    """A retry of a sender that left may still be on its way: look again for a while."""
+    deadline = time.monotonic() + 20
+    while wrong := await check():
+        if time.monotonic() > deadline:
+            for what, example in wrong:
+                findings.add(what, example)
+            return
+        await asyncio.sleep(0.5)
+
+
+async def _stored(postgres_dsn: str, subjects: set[str]) -> dict[Identity, list[str]]:
+    connection = await asyncpg.connect(postgres_dsn)
+    try:
+        rows = await connection.fetch(
+            "select subject, id, content_hash from event where subject = any($1)", sorted(subjects), timeout=300
+        )
+    finally:
+        await connection.close()
+    stored: dict[Identity, list[str]] = defaultdict(list)
+    for subject, id_, hash_ in rows:
+        stored[subject, id_].append(hash_.hex)
+    return stored
+
+
+def _conflicts(letters: Iterable[ConsumerRecord], subjects: set[str]) -> dict[Identity, set[str]]:
+    conflicts: dict[Identity, set[str]] = defaultdict(set)
+    for letter in letters:
+        if (
+            letter.key is not None
+            and letter.key.decode() in subjects
+            and dict(letter.headers)["code"] == b"id_conflict"
+        ):
+            event = json.loads(letter.value)
+            conflicts[letter.key.decode(), event["id"]].add(event["contenthash"])
+    return conflicts
+
+
+async def _topics(kafka_bootstrap: str, prefix: str) -> list[str]:
+    consumer = AIOKafkaConsumer(bootstrap_servers=kafka_bootstrap)
+    await consumer.start()
+    try:
+        return sorted(
+            name for name in await consumer.topics() if name == f"{prefix}.ingress" or f"{prefix}.events." in name
+        )
+    finally:
+        await consumer.stop()
+
+
+async def _read(kafka_bootstrap: str, topics: Sequence[str]) -> list[ConsumerRecord[Any, Any]]:
+    """Read topics from their beginning to their end, partition by partition in order."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=kafka_bootstrap, auto_offset_reset="earliest", max_poll_records=5000)
+    await consumer.start()
+    try:
+        partitions: list[TopicPartition] = []
+        for topic in topics:
+            await consumer.topics()
+            partitions += [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
+        if not partitions:
+            return []
+        consumer.assign(partitions)
+        ends = await consumer.end_offsets(partitions)
+        records: list[ConsumerRecord[Any, Any]] = []
+        left = {at for at in partitions if ends[at] > 0}
+        while left:
+            for at, some in (await consumer.getmany(timeout_ms=500)).items():
+                records += [record for record in some if record.offset < ends[at]]
+            for at in list(left):
+                if await consumer.position(at) >= ends[at]:
+                    left.discard(at)
+        return records
+    finally:
+        await consumer.stop()
