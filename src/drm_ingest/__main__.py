@@ -96,5 +96,17 @@ def migrate() -> None:
     typer.echo("the database is up to date")
 
 
+@cli.command()
+def demo(
+    data_dir: Annotated[Path, typer.Option(help="Of the `drm-ingest up` to use; started if it is not running.")] = Path(
+        ".drm"
+    ),
+) -> None:
+    """Send real recordings of two customers' devices, with purchases and ratings, and print both records."""
+    from drm_ingest.device.command import demo as run_demo
+
+    raise typer.Exit(run_demo(data_dir))
+
+
 if __name__ == "__main__":
     cli()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 from zoneinfo import ZoneInfo
 
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _DURATION = re.compile(r"(?:(?P<days>\d+) days?,? *)?(?P<hours>\d+):(?P<minutes>\d\d):(?P<seconds>\d\d(?:\.\d+)?)")
 
 
@@ -129,15 +130,8 @@ def _duration(text: str) -> timedelta:
 
 
 def _value(value: Any) -> Any:
-    """A CSV cell as the number it spells, else as text."""
-    if not isinstance(value, str):
+    """A CSV cell as the number it spells (as JSON writes numbers: 007 is none), else as text."""
+    if not isinstance(value, str) or not _NUMBER.fullmatch(value):
         return value
-    try:
-        return int(value)
-    except ValueError:
-        pass
-    try:
-        number = float(value)
-    except ValueError:
-        return value
-    return number if number - number == 0 else value  # inf and nan stay text: JSON has no such numbers
+    number = json.loads(value)
+    return number if abs(number) != float("inf") else value

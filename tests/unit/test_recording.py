@@ -1,0 +1,105 @@
+"""A recording becomes events: the same ids each time, times in UTC, numbers as numbers."""
+
+import gzip
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from drm_ingest.device.recording import BadRow, Recording
+
+
+def test_a_csv_line_becomes_an_event_with_an_id_made_of_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "room.csv"
+    path.write_text("when,device,celsius,note\n2026-05-01 08:00:00,t-1,21.5,\n2026-05-01 08:01:00,t-2,22,ok\n")
+    recording = Recording(
+        path, type="device.measurement", subject_column="device", time_column="when", columns={"celsius": "temperature"}
+    )
+    assert list(recording.events()) == [
+        (
+            2,
+            {
+                "id": "room.csv:2",
+                "type": "device.measurement",
+                "subject": "t-1",
+                "time": "2026-05-01T08:00:00Z",
+                "data": {"temperature": 21.5},
+            },
+        ),
+        (
+            3,
+            {
+                "id": "room.csv:3",
+                "type": "device.measurement",
+                "subject": "t-2",
+                "time": "2026-05-01T08:01:00Z",
+                "data": {"temperature": 22},
+            },
+        ),
+    ]
+
+
+def test_reading_on_after_a_line_gives_the_lines_behind_it_under_the_same_ids(tmp_path: Path) -> None:
+    path = tmp_path / "room.csv.gz"
+    with gzip.open(path, "wt") as file:
+        file.write("v\n1\n2\n3\n")
+    recording = Recording(path, type="t", subject="d")
+    assert [event["id"] for _, event in recording.events(after_line=2)] == ["room.csv.gz:3", "room.csv.gz:4"]
+    assert recording.lines() == 3
+
+
+@pytest.mark.parametrize("passed", ["75", "0:01:15", "00:01:15.0", "0 days 00:01:15"])
+def test_a_recording_that_tells_time_passed_is_placed_after_its_start(tmp_path: Path, passed: str) -> None:
+    path = tmp_path / "ride.csv"
+    path.write_text(f"time,speed\n{passed},3\n")
+    recording = Recording(
+        path, type="t", subject="d", time_column="time", starts_at=datetime(2026, 5, 1, 8, tzinfo=UTC)
+    )
+    [(_, event)] = recording.events()
+    assert event["time"] == "2026-05-01T08:01:15Z"
+
+
+def test_a_local_time_is_read_in_its_zone_and_an_offset_wins_over_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.ndjson"
+    path.write_text('{"at": "2026-07-01T12:00:00", "v": 1}\n\n{"at": "2026-07-01T12:00:00+01:00", "v": 2}\n')
+    recording = Recording(path, type="t", subject="d", time_column="at", timezone="Europe/Vienna")
+    assert [event["time"] for _, event in recording.events()] == ["2026-07-01T10:00:00Z", "2026-07-01T11:00:00Z"]
+
+
+def test_a_line_that_is_an_event_already_is_sent_as_it_is_with_an_id_if_it_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "events.ndjson"
+    path.write_text('{"type": "a", "id": "1"}\n{"type": "b"}\n')
+    assert [event for _, event in Recording(path).events()] == [
+        {"type": "a", "id": "1"},
+        {"id": "events.ndjson:2", "type": "b"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "says"),
+    [
+        ("t,v\nsoon,1\n", "a.csv", "line 2: t = 'soon' is not a time"),
+        ("v\n1\n", "a.csv", "line 2: no column 'device'; there are v"),
+        ("{oh\n", "a.ndjson", "line 1: not JSON"),
+        ("[1]\n", "a.ndjson", "line 1: not a JSON object"),
+    ],
+)
+def test_a_line_that_cannot_be_an_event_is_named_with_its_reason(
+    tmp_path: Path, text: str, name: str, says: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    recording = (
+        Recording(path, type="t", subject="d", time_column="t")
+        if "t,v" in text
+        else Recording(path, type="t", subject_column="device")
+    )
+    with pytest.raises(BadRow, match=f"^{says}"):
+        list(recording.events())
+
+
+def test_text_that_spells_no_finite_number_stays_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("a,b,c,d\nnan,1e400,007,-1.5e3\n")
+    [(_, event)] = Recording(path, type="t", subject="d").events()
+    assert event["data"] == {"a": "nan", "b": "1e400", "c": "007", "d": -1500.0}
