@@ -227,11 +227,21 @@ def _check_succession(folder: Path, older: Schema, newer: Schema) -> None:
         return
     if newer.data_required and not older.data_required:
         raise BadSchema(path, f"needs data, which {older.version} did not: a minor only ever adds")
+    if missing := set(_listed(older.document)) - set(_listed(newer.document)):
+        raise BadSchema(path, f"lacks {min(missing)}, which {older.version} lists: a minor only ever adds")
     covered = jsonschema_rs.canonicalize(dict(newer.document), validate_formats=True, offline=True).covers(
         jsonschema_rs.canonicalize(_without_unlisted(older.document), validate_formats=True, offline=True)
     )
-    if covered == jsonschema_rs.canonical.Containment.NO:
+    if covered == jsonschema_rs.canonical.Containment.NO:  # of some conditions the library cannot tell: UNKNOWN
         raise BadSchema(path, f"refuses data that {older.version} takes: a minor only ever adds")
+
+
+def _listed(document: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    for name, part in document.get("properties", {}).items():
+        yield above + name
+        if isinstance(part, dict):
+            items = part.get("items")
+            yield from _listed(items if isinstance(items, dict) else part, f"{above}{name}/")
 
 
 def _without_unlisted(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def violation(error: jsonschema_rs.ValidationError, document: Mapping[str, Any])
             path.append(kind.value[0])
             rule = "is not known here: remove it or correct its name"
         case "type":
-            wanted = " or ".join(_WORDS[name] for name in kind.value)
+            wanted = " or ".join(word for name, word in _WORDS.items() if name in kind.value)
             rule = f"must be {wanted}, not {_SENT.get(type(error.instance), 'null')}"
         case "minLength" | "minItems" | "minProperties" if kind.value == 1:
             rule = "must not be empty"
