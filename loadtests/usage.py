@@ -1,0 +1,34 @@
+"""CPU and memory of processes, from /proc: a child process counts with its parent."""
+
+import os
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all its descendants."""
+    pids = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            pids += family(int(child))
+    return pids
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU seconds of a process and its descendants, children that have ended included."""
+    total = 0
+    for one in family(pid):
+        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        total += sum(int(field) for field in fields[11:15])  # utime, stime, cutime, cstime: proc(5)
+    return total / _TICKS
+
+
+def resident_mb(pid: int) -> float:
+    """Return the resident memory of a process and its descendants, shared pages counted once per process (PSS)."""
+    total = 0
+    for one in family(pid):
+        for line in Path(f"/proc/{one}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += int(line.split()[1])
+    return total / 1024
