@@ -25,21 +25,25 @@ class Settings(BaseSettings):
 
     # -- Kafka: where, and as whom ------------------------------------------------------------------------------
     kafka_bootstrap: str = Field("127.0.0.1:9092", description="host:port, several separated by commas")
-    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
-    kafka_sasl_username: str | None = None
-    kafka_sasl_password: SecretStr | None = None
-    kafka_ssl_ca_file: Path | None = None
-    kafka_ssl_cert_file: Path | None = None
-    kafka_ssl_key_file: Path | None = None
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+    )
+    kafka_sasl_username: str | None = Field(None, description="needed with SASL")
+    kafka_sasl_password: SecretStr | None = Field(None, description="needed with SASL")
+    kafka_ssl_ca_file: Path | None = Field(None, description="default: the system's authorities")
+    kafka_ssl_cert_file: Path | None = Field(None, description="our own certificate, for mutual TLS")
+    kafka_ssl_key_file: Path | None = Field(None, description="its key")
 
     # -- Kafka: topics ------------------------------------------------------------------------------------------
     topic_prefix: str = Field("drm", pattern=r"^[a-zA-Z0-9._-]{1,100}$", description="first part of every topic's name")
     topic_partitions: Count = Field(6, le=1000, description="of the ingress and of every family; never changed later")
-    topic_replication_factor: Count = Field(3, le=15)
-    topic_min_insync_replicas: Count = Field(2, le=15)
+    topic_replication_factor: Count = Field(3, le=15, description="copies of each partition")
+    topic_min_insync_replicas: Count = Field(2, le=15, description="copies that must have an event before its 200")
     topic_retention_hours: Count = Field(168, description="of the ingress and the families")
-    dead_letter_retention_hours: Count = Field(720)
+    dead_letter_retention_hours: Count = Field(720, description="time to mend and replay")
 
     # -- Kafka: the writer --------------------------------------------------------------------------------------
     produce_deadline_s: Seconds = Field(10.0, description="an event not acknowledged by then is answered 503")
@@ -50,7 +54,9 @@ class Settings(BaseSettings):
     # -- Kafka: the reader --------------------------------------------------------------------------------------
     reader_batch_records_max: Count = Field(2000, description="handed to a worker at a time")
     reader_poll_interval_max_s: Seconds = Field(300.0, description="a worker silent for longer loses its partitions")
-    reader_session_timeout_s: Seconds = Field(10.0)
+    reader_session_timeout_s: Seconds = Field(
+        10.0, description="a worker without heartbeat for longer is taken for dead"
+    )
 
     # -- Postgres -----------------------------------------------------------------------------------------------
     postgres_dsn: SecretStr = Field(
@@ -58,37 +64,37 @@ class Settings(BaseSettings):
         description="libpq URI; TLS by its sslmode, sslrootcert, sslcert and sslkey parameters",
     )
     postgres_connections_max: Count = Field(8, le=500, description="a process")
-    postgres_acquire_timeout_s: Seconds = 5.0
-    postgres_statement_timeout_s: Seconds = 30.0
-    postgres_lock_timeout_s: Seconds = 5.0
+    postgres_acquire_timeout_s: Seconds = Field(5.0, description="waiting for a free connection")
+    postgres_statement_timeout_s: Seconds = Field(30.0, description="one statement")
+    postgres_lock_timeout_s: Seconds = Field(5.0, description="waiting for a lock")
 
     # -- the edge: where ----------------------------------------------------------------------------------------
-    edge_host: str = "127.0.0.1"
-    edge_port: Port = 8080
-    serve_host: str = "127.0.0.1"
-    serve_port: Port = 8081
+    edge_host: str = Field("127.0.0.1", description="where the edge listens; 0.0.0.0 for all addresses")
+    edge_port: Port = Field(8080, description="events, health and metrics of the edge")
+    serve_host: str = Field("127.0.0.1", description="where serve listens")
+    serve_port: Port = Field(8081, description="registry, records, health and metrics of serve")
     worker_host: str = Field("127.0.0.1", description="health and metrics of enrich and attach")
-    enrich_port: Port = 8082
-    attach_port: Port = 8083
+    enrich_port: Port = Field(8082, description="health and metrics of enrich")
+    attach_port: Port = Field(8083, description="health and metrics of attach")
 
     # -- the edge: limits ---------------------------------------------------------------------------------------
-    request_header_bytes_max: Bytes = 16 * KiB
+    request_header_bytes_max: Bytes = Field(16 * KiB, description="else 431")
     request_body_bytes_max: Bytes = Field(8 * MiB, description="as sent")
-    request_decompressed_bytes_max: Bytes = 32 * MiB
-    request_events_max: Count = 10_000
+    request_decompressed_bytes_max: Bytes = Field(32 * MiB, description="a body once decompressed; else 413")
+    request_events_max: Count = Field(10_000, description="else 413")
     event_bytes_max: Bytes = Field(256 * KiB, description="one event, as sent")
     event_depth_max: Count = Field(64, le=500, description="levels of JSON")
-    request_header_timeout_s: Seconds = 10.0
-    request_body_timeout_s: Seconds = 20.0
-    connection_idle_timeout_s: Seconds = 60.0
+    request_header_timeout_s: Seconds = Field(10.0, description="headers not whole by then: cut")
+    request_body_timeout_s: Seconds = Field(20.0, description="a body not whole by then: 408")
+    connection_idle_timeout_s: Seconds = Field(60.0, description="without a request: closed")
     connections_max: Count = Field(10_000, description="a process")
     refused_body_discard_bytes_max: Bytes = Field(64 * MiB, description="read and dropped after an early refusal")
-    refused_body_discard_timeout_s: Seconds = 5.0
+    refused_body_discard_timeout_s: Seconds = Field(5.0, description="and for no longer than that")
     request_in_flight_bytes_max: Bytes = Field(256 * MiB, description="bodies being read or checked; above: 503")
-    websocket_window_messages: Count = Field(32, le=1024)
-    websocket_message_bytes_max: Bytes = Field(1 * MiB)
-    websocket_ping_interval_s: Seconds = 20.0
-    websocket_ping_timeout_s: Seconds = 20.0
+    websocket_window_messages: Count = Field(32, le=1024, description="messages that may be unacknowledged")
+    websocket_message_bytes_max: Bytes = Field(1 * MiB, description="else closed with 1009")
+    websocket_ping_interval_s: Seconds = Field(20.0, description="how often the edge pings")
+    websocket_ping_timeout_s: Seconds = Field(20.0, description="without a pong by then: closed")
     retry_after_s: Count = Field(1, description="what a 503 asks a sender to wait")
     drain_timeout_s: Seconds = Field(15.0, description="after SIGTERM: finish what is in flight")
 
@@ -100,13 +106,13 @@ class Settings(BaseSettings):
     # -- the pipeline -------------------------------------------------------------------------------------------
     enrich_remembered_events_max: Count = Field(200_000, description="identities kept to suppress retries")
     directory_devices_max: Count = Field(200_000, description="devices whose context is kept in memory")
-    directory_max_age_s: Seconds = 60.0
+    directory_max_age_s: Seconds = Field(60.0, description="context older than that is read anew")
     directory_timeout_s: Seconds = Field(1.0, description="then events go on without context, and say so")
-    attach_batch_records_max: Count = 2000
+    attach_batch_records_max: Count = Field(2000, description="events in one transaction")
     event_retention_days: Count = Field(730, description="older partitions of events are dropped")
 
     # -- what people see ----------------------------------------------------------------------------------------
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     schemas_dir: Path | None = Field(None, description="default: the schemas shipped with the package")
 
     @model_validator(mode="after")
