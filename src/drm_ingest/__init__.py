@@ -4,8 +4,8 @@
 
 A **device** or an app posts events; `device/send.py` stands in for one and sends recordings.
 
-The **edge** takes them. `edge/door.py` speaks HTTP, `edge/websocket.py` WebSocket; both ask `edge/credentials.py` who is
-sending, hold what arrives within `edge/limits.py`, and hand the body to `edge/admit.py`: what can never be stored is
+The **edge** takes them. `edge/door.py` speaks HTTP, `edge/websocket.py` WebSocket; both ask `edge/credentials.py` who
+is sending, hold what arrives within `edge/limits.py`, and hand the body to `edge/admit.py`: what can never be stored is
 refused there, event by event, each with its reason (`errors.py`). What remains goes to `kafka/writer.py`, and only when
 Kafka has acknowledged it does the sender get its 200.
 
@@ -13,8 +13,8 @@ Kafka has acknowledged it does the sender get its 200.
 its receipt (`event.py`) in headers. `kafka/reader.py` hands records to the workers and commits only what they say is
 durable; what cannot go on is kept with its reason by `kafka/dead_letters.py`.
 
-The **pipeline** gives it meaning. `pipeline/enrich.py` corrects its time and adds the context that `pipeline/directory.py`
-remembers (the device's model, the parties who held a role on it at that time) and writes it to the topic of its family,
+The **pipeline** gives it meaning. `pipeline/enrich.py` corrects its time and adds the context that
+`pipeline/directory.py` remembers (the device's model, the parties who held a role on it at that time) and writes it to the topic of its family,
 which product teams subscribe to and `drm-ingest tail` shows. `pipeline/attach.py` reads the families and makes each
 event durable in Postgres exactly once, with the position it has reached, in one transaction.
 

@@ -1,0 +1,75 @@
+"""Settings refuse at start what is wrong, and the documentation lists them all."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from drm_ingest.settings import Settings
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
+
+
+def documented() -> str:
+    """The table of docs/settings.md, made from the settings themselves."""
+    lines = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        if isinstance(default, SecretStr):
+            default = default.get_secret_value()
+        shown = "" if default is None else f"`{default}`"
+        lines.append(f"| `DRM_{name.upper()}` | {shown} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_every_setting_says_what_it_means() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_every_number_of_a_quantity_names_its_unit() -> None:
+    numbers = [name for name, field in Settings.model_fields.items() if isinstance(field.default, int | float)]
+    known = r".*_(bytes_max|records_max|events_max|messages|partitions|hours|days|s|max|port|factor|replicas|events)$"
+    unclear = [
+        name
+        for name in numbers
+        if not re.match(known, name) and not isinstance(Settings.model_fields[name].default, bool)
+    ]
+    assert unclear == []
+
+
+def test_the_table_of_settings_is_the_code() -> None:
+    assert documented() in DOCUMENT.read_text(), f"write this into {DOCUMENT.name}:\n{documented()}"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (
+            {"topic_replication_factor": 1, "topic_min_insync_replicas": 2},
+            "DRM_TOPIC_MIN_INSYNC_REPLICAS cannot exceed",
+        ),
+        ({"produce_deadline_s": 1}, "DRM_PRODUCE_REQUEST_TIMEOUT_S cannot exceed"),
+        ({"event_bytes_max": 1 << 20}, "DRM_EVENT_BYTES_MAX cannot exceed"),
+        ({"request_body_bytes_max": 1 << 30}, "DRM_REQUEST_BODY_BYTES_MAX cannot exceed"),
+        ({"kafka_security_protocol": "SASL_SSL"}, "SASL needs"),
+        ({"edge_port": 70_000}, "less than or equal to 65535"),
+        ({"request_events_max": 0}, "greater than or equal to 1"),
+        ({"topic_prefix": "a b"}, "should match pattern"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_at_start(wrong: dict[str, object], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        Settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_settings_cannot_be_changed_once_made() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().edge_port = 1  # type: ignore[misc]
+
+
+def test_a_password_is_not_shown() -> None:
+    settings = Settings(
+        kafka_sasl_password=SecretStr("canary-1"), postgres_dsn=SecretStr("postgresql://u:canary-2@h/d")
+    )
+    assert "canary" not in repr(settings)
