@@ -14,9 +14,9 @@ its receipt (`event.py`) in headers. `kafka/reader.py` hands records to the work
 durable; what cannot go on is kept with its reason by `kafka/dead_letters.py`.
 
 The **pipeline** gives it meaning. `pipeline/enrich.py` corrects its time and adds the context that
-`pipeline/directory.py` remembers (the device's model, the parties who held a role on it at that time) and writes it to the topic of its family,
-which product teams subscribe to and `drm-ingest tail` shows. `pipeline/attach.py` reads the families and makes each
-event durable in Postgres exactly once, with the position it has reached, in one transaction.
+`pipeline/directory.py` remembers (the device's model, the parties who held a role on it at that time) and writes it to
+the topic of its family, which product teams subscribe to and `drm-ingest tail` shows. `pipeline/attach.py` reads the
+families and makes each event durable in Postgres exactly once, with the position it has reached, in one transaction.
 
 **Postgres** holds it. `postgres/events.py` inserts events, their identities and the day counts;
 `postgres/relationships.py` says who held which role when; `postgres/records.py` puts a party's record together from the
