@@ -3,15 +3,35 @@
 import hashlib
 import secrets
 
+import asyncpg
+
 KEY_PREFIX = "drm_"
+PREFIX_CHARACTERS = 12
 
 
 def new_key() -> tuple[str, bytes, str]:
     """Return a new key (`drm_` and 43 characters), its hash to store, and its first characters to recognise it by."""
     key = KEY_PREFIX + secrets.token_urlsafe(32)
-    return key, key_hash(key), key[:12]
+    return key, key_hash(key), key[:PREFIX_CHARACTERS]
 
 
 def key_hash(key: str) -> bytes:
     """Return the SHA-256 of a key: no salt nor stretching is needed over 256 random bits."""
     return hashlib.sha256(key.encode()).digest()
+
+
+async def ensure_key(connection: asyncpg.Connection, sender: str, role: str, key: str) -> None:
+    """Let this sender exist, hold that role and own that key, whose plain text somebody keeps; safe to repeat."""
+    async with connection.transaction():
+        await connection.execute(
+            "INSERT INTO sender (name, role) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET role = excluded.role",
+            sender,
+            role,
+        )
+        await connection.execute(
+            "INSERT INTO sender_key (sender, hash, prefix) SELECT id, $2, $3 FROM sender WHERE name = $1 "
+            "ON CONFLICT (hash) DO NOTHING",
+            sender,
+            key_hash(key),
+            key[:PREFIX_CHARACTERS],
+        )
