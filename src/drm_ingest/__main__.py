@@ -3,11 +3,14 @@
 Each command imports what it needs when it runs, so that `--help` and short tools start at once.
 """
 
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+CONNECTIONS = ("DRM_KAFKA_", "DRM_POSTGRES_", "DRM_EDGE_URL")
 
 cli = typer.Typer(
     no_args_is_help=True,
@@ -70,6 +73,44 @@ def send(
     )
     progress_file = progress_file or Path(f".{file.name}.sent")
     raise typer.Exit(send_file(recording, url, key, rate, batch_events, progress_file))
+
+
+TOOLS = {"doctor", "send", "tail"}  # what speaks to a running `up`, when nothing else is set
+
+
+@cli.callback()
+def main(
+    context: typer.Context,
+    data_dir: Annotated[
+        Path, typer.Option(envvar="DRM_DATA_DIR", help="Where tools look for a running `up`.", show_default=True)
+    ] = Path(".drm"),
+) -> None:
+    if context.invoked_subcommand in TOOLS and not any(name.startswith(CONNECTIONS) for name in os.environ):
+        from drm_ingest.up.data_dir import DataDir
+
+        os.environ.update(DataDir(data_dir).published_environment())
+
+
+@cli.command()
+def up(
+    data_dir: Annotated[Path, typer.Option(help="Everything it keeps: data, keys, logs.")] = Path(".drm"),
+    port: Annotated[
+        int, typer.Option(min=1, max=65_532, help="Of the edge; serve, enrich and attach take the next three.")
+    ] = 8080,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="Written when the whole path works: addresses, keys and pids, as JSON.")
+    ] = None,
+) -> None:
+    """Run the whole path on this machine, with a Kafka and a Postgres of its own, until Ctrl-C.
+
+    DRM_KAFKA_BOOTSTRAP and DRM_POSTGRES_DSN make it use yours instead.
+    """
+    try:
+        from drm_ingest.up.command import run
+    except ModuleNotFoundError as missing:
+        typer.echo(f"{missing.name} is not installed: pip install 'drm-ingest[up]'", err=True)
+        raise typer.Exit(1) from None
+    raise typer.Exit(run(data_dir, port, ready_file))
 
 
 @cli.command()

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeE
 
 DOWNLOADS_AT_ONCE = 8
 ATTEMPTS = 3
-TIMEOUT_S = 60
+TIMEOUT_S = 20
 
 Advance = Callable[[int], None]
 
@@ -86,12 +87,20 @@ def _fetch(jars: list[Jar], folder: Path, console: Console) -> None:
     total_bytes = sum(jar.size_bytes for jar in jars)
     staging = Path(tempfile.mkdtemp(prefix=".fetching-", dir=folder))
     executor = ThreadPoolExecutor(DOWNLOADS_AT_ONCE)
+    broken_off = threading.Event()
     try:
-        with _display(console, len(jars), total_bytes) as advance:
+        with _display(console, len(jars), total_bytes) as show:
+
+            def advance(count: int) -> None:
+                if broken_off.is_set():
+                    raise FetchError("broken off")
+                show(count)
+
             downloads = {executor.submit(_download, jar, staging, folder, advance): jar for jar in jars}
             for done in as_completed(downloads):
                 done.result()
     finally:
+        broken_off.set()
         executor.shutdown(cancel_futures=True)
         shutil.rmtree(staging, ignore_errors=True)
 
