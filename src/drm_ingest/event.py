@@ -9,7 +9,7 @@ Shapes on the wire:
 """
 
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from hashlib import blake2b, sha256
 from urllib.parse import quote
@@ -148,7 +148,7 @@ def parse_time(text: str) -> datetime:
     """Return an RFC 3339 time with its offset.
 
     Raises:
-        ValueError: it is not one, or has no offset.
+        ValueError: it is not one, has no offset, or lies in year 1: an unset clock, and no such time in UTC everywhere.
     """
     try:
         time = msgspec.convert(text, datetime)
@@ -156,6 +156,8 @@ def parse_time(text: str) -> datetime:
         raise ValueError(str(error)) from None
     if time.tzinfo is None:
         raise ValueError("no offset from UTC")
+    if time.year == 1:
+        raise ValueError("year 1 is a clock that was never set")
     return time
 
 
@@ -167,7 +169,10 @@ def occurred_at(
         return received_at, TimeQuality.ASSUMED
     quality = TimeQuality.SENT
     if clock_offset:
-        time, quality = time + clock_offset, TimeQuality.CORRECTED
+        try:
+            time, quality = time.astimezone(UTC) + clock_offset, TimeQuality.CORRECTED
+        except OverflowError:  # corrected out of the calendar
+            return received_at, TimeQuality.CLAMPED
     if time > received_at + future_max:
         return received_at, TimeQuality.CLAMPED
     return time, quality

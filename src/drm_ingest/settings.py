@@ -81,6 +81,7 @@ class Settings(BaseSettings):
     request_header_bytes_max: Bytes = Field(16 * KiB, description="else 431")
     request_body_bytes_max: Bytes = Field(8 * MiB, description="as sent")
     request_decompressed_bytes_max: Bytes = Field(32 * MiB, description="a body once decompressed; else 413")
+    request_compressed_members_max: Count = Field(10_000, description="gzip members or zstd frames of a body; else 400")
     request_events_max: Count = Field(10_000, description="else 413")
     event_bytes_max: Bytes = Field(256 * KiB, description="one event, as sent")
     event_depth_max: Count = Field(64, le=500, description="levels of JSON")
