@@ -1,0 +1,95 @@
+"""Decompress a body, counting while it grows: a bomb costs at most the limit, whatever it claims to hold."""
+
+import sys
+import zlib
+from collections.abc import Callable
+
+from drm_ingest.errors import Refusal
+from drm_ingest.settings import Settings
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+_GZIP = 31  # zlib's window of 32 KiB, with the header and the checksum of gzip
+_ZSTD: dict[int, int] = {
+    zstd.DecompressionParameter.window_log_max: 23
+}  # 8 MiB, the most that RFC 9659 lets a sender ask for
+_CHUNK_BYTES = 16 * 1024  # what follows the end of a member is copied back, so it must stay small
+
+
+def decompress(content_encoding: bytes, body: bytes, settings: Settings) -> bytes:
+    """Return the body itself.
+
+    Raises:
+        Refusal: unsupported_encoding, malformed_encoding, decompressed_too_large.
+    """
+    encodings = [
+        name for part in content_encoding.lower().split(b",") if (name := part.strip()) not in {b"", b"identity"}
+    ]
+    if not encodings:
+        return body
+    if len(encodings) > 1 or encodings[0] not in _MEMBERS:
+        raise Refusal("unsupported_encoding", "Compress once, with gzip or zstd, or not at all.")
+    output = _Output(settings.request_decompressed_bytes_max)
+    rest = memoryview(body)
+    read_member = _MEMBERS[encodings[0]]
+    try:
+        for _ in range(settings.request_compressed_members_max):
+            if not rest:
+                return b"".join(output.parts)
+            rest = read_member(rest, output)
+    except (zlib.error, zstd.ZstdError) as error:
+        raise Refusal("malformed_encoding", f"The body is not {encodings[0].decode()}: {error}.") from None
+    most = settings.request_compressed_members_max
+    raise Refusal("malformed_encoding", f"Compress at most {most} parts into one body.", limit=most)
+
+
+class _Output:
+    """What has been decompressed so far."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.parts: list[bytes] = []
+        self._bytes_max = self._left = bytes_max
+
+    def grow(self, decompress_: Callable[[bytes | memoryview, int], bytes], chunk: bytes | memoryview) -> None:
+        """Add what a chunk decompresses to, stopping one byte beyond the limit."""
+        part = decompress_(chunk, self._left + 1)
+        self._left -= len(part)
+        if self._left < 0:
+            most = self._bytes_max
+            raise Refusal(
+                "decompressed_too_large", f"Send at most {most} bytes before compression; split it.", limit=most
+            )
+        self.parts.append(part)
+
+
+def _gzip_member(rest: memoryview, output: _Output) -> memoryview:
+    """Decompress one member; return what follows it."""
+    stream = zlib.decompressobj(_GZIP)
+    while not stream.eof:
+        chunk = _next_chunk(rest)
+        output.grow(stream.decompress, chunk)
+        rest = rest[len(chunk) - len(stream.unconsumed_tail) - len(stream.unused_data) :]
+    return rest
+
+
+def _zstd_frame(rest: memoryview, output: _Output) -> memoryview:
+    """Decompress one frame; return what follows it."""
+    stream = zstd.ZstdDecompressor(options=_ZSTD)
+    fed = 0
+    while not stream.eof:
+        chunk = _next_chunk(rest[fed:]) if stream.needs_input else b""
+        fed += len(chunk)
+        output.grow(stream.decompress, chunk)
+    return rest[fed - len(stream.unused_data) :]
+
+
+def _next_chunk(rest: memoryview) -> memoryview:
+    if not rest:
+        raise Refusal("malformed_encoding", "The body ends before its compressed data does; send it whole.")
+    return rest[:_CHUNK_BYTES]
+
+
+_MEMBERS = {b"gzip": _gzip_member, b"x-gzip": _gzip_member, b"zstd": _zstd_frame}
