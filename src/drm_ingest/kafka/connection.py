@@ -1,14 +1,55 @@
 """How every Kafka client of ours connects: where, as whom, with which certificates."""
 
+import ssl
 from typing import Any
 
 from drm_ingest.settings import Settings
+
+CLIENT_ID = "drm-ingest"
 
 
 class KafkaUnreachable(Exception):
     """No bootstrap server answered; the message says which were asked and what to check."""
 
+    def __init__(self, settings: Settings, reason: object) -> None:
+        super().__init__(
+            f"Kafka does not answer at {settings.kafka_bootstrap} ({settings.kafka_security_protocol}): {reason}. "
+            "Check that it runs, and DRM_KAFKA_BOOTSTRAP, DRM_KAFKA_SECURITY_PROTOCOL and the DRM_KAFKA_SASL_* and "
+            "DRM_KAFKA_SSL_* settings."
+        )
+
 
 def connection(settings: Settings) -> dict[str, Any]:
-    """Return the arguments of aiokafka's clients: bootstrap servers, TLS and SASL."""
-    raise NotImplementedError
+    """Return the arguments that aiokafka's clients share: bootstrap servers and everything of `security`."""
+    return {"bootstrap_servers": settings.kafka_bootstrap, **security(settings)}
+
+
+def security(settings: Settings) -> dict[str, Any]:
+    """Return the arguments of a single connection: client id, TLS, SASL.
+
+    Raises:
+        KafkaUnreachable: a certificate or key file cannot be read.
+    """
+    arguments: dict[str, Any] = {
+        "client_id": CLIENT_ID,
+        "security_protocol": settings.kafka_security_protocol,
+        "ssl_context": _tls(settings) if settings.kafka_security_protocol.endswith("SSL") else None,
+    }
+    if settings.kafka_security_protocol.startswith("SASL"):
+        password = settings.kafka_sasl_password
+        arguments |= {
+            "sasl_mechanism": settings.kafka_sasl_mechanism,
+            "sasl_plain_username": settings.kafka_sasl_username,
+            "sasl_plain_password": password.get_secret_value() if password else None,
+        }
+    return arguments
+
+
+def _tls(settings: Settings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.kafka_ssl_ca_file)
+        if settings.kafka_ssl_cert_file:
+            context.load_cert_chain(settings.kafka_ssl_cert_file, settings.kafka_ssl_key_file)
+    except OSError as error:  # ssl.SSLError is one too
+        raise KafkaUnreachable(settings, f"a file of DRM_KAFKA_SSL_* cannot be used ({error})") from error
+    return context

@@ -1,11 +1,21 @@
-"""Dead letters: the original bytes with the reason, acknowledged by Kafka before a worker moves past them."""
+"""Dead letters: the original bytes with the reason, acknowledged by Kafka before a worker moves past them.
 
+A dead letter has the key and the value of the record that was read, that record's own headers, and after them, as text:
+`dead-letter-stage`, `-code`, `-pointer`, `-detail` (the last two where there is one), and where it was read:
+`-topic`, `-partition`, `-offset`. With these the record can be found again, and written again to where it came from.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aiokafka import ConsumerRecord
 
 from drm_ingest.errors import EventCode
+from drm_ingest.kafka.topics import Topics
 from drm_ingest.kafka.writer import Outgoing, Writer
+
+HEADER_PREFIX = "dead-letter-"
+DETAIL_CHARS_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +29,35 @@ class DeadLetter:
     pointer: str = ""
 
 
-def outgoing(writer: Writer, topic: str, letter: DeadLetter) -> Outgoing:
-    """Return the record to write: key and value as read, and its own headers, followed by the reason's.
+def outgoing(writer: Writer, topics: Topics, letter: DeadLetter) -> Outgoing:
+    """Return the record to write; give it to `Writer.write`, and move past the original when that returns."""
+    record = letter.record
+    reason = {
+        "stage": letter.stage,
+        "code": letter.code.value,
+        "pointer": letter.pointer,
+        "detail": letter.detail[:DETAIL_CHARS_MAX],
+        "topic": record.topic,
+        "partition": str(record.partition),
+        "offset": str(record.offset),
+    }
+    key = record.key or b""
+    return Outgoing(
+        topic=topics.dead_letters,
+        partition=writer.partition_for(topics.dead_letters, key),
+        key=key,
+        value=record.value or b"",
+        headers=[
+            *(header for header in record.headers if not header[0].startswith(HEADER_PREFIX)),  # replayed, and back
+            *((HEADER_PREFIX + name, text.encode("utf-8", "replace")) for name, text in reason.items() if text),
+        ],
+    )
 
-    Headers: dead-letter-stage, -code, -pointer, -detail, -topic, -partition, -offset (text, UTF-8).
-    """
-    raise NotImplementedError
+
+def reason_of(record: ConsumerRecord) -> Mapping[str, str]:
+    """Return why a dead letter is one: stage, code, pointer, detail, topic, partition and offset, as text."""
+    return {
+        name.removeprefix(HEADER_PREFIX): value.decode("utf-8", "replace")
+        for name, value in record.headers
+        if name.startswith(HEADER_PREFIX) and value is not None
+    }
