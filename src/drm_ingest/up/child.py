@@ -132,12 +132,12 @@ class Child:
         """SIGKILL to it and everything in its group, also when it is gone and what it forked is not."""
         if self._process is None:
             return
-        deadline = time.monotonic() + 2.0  # a zombie nobody reaps would stay in the group for ever
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
-            while time.monotonic() < deadline:
+        deadline = time.monotonic() + 2.0
+        while _group_lives(self._process.pid) and time.monotonic() < deadline:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
                 os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
-                time.sleep(0.01)
+            self._process.wait()
+            time.sleep(0.005)
         self.pid_file.unlink(missing_ok=True)
 
     def last_lines(self, count: int = 20) -> str:
@@ -168,6 +168,19 @@ def _write_pid(pid_file: Path, pid: int) -> None:
         return
     pid_file.parent.mkdir(parents=True, exist_ok=True)
     pid_file.write_text(f"{pid} {started_at}\n")
+
+
+def _group_lives(group: int) -> bool:
+    """Whether anything in it runs; a zombie whose parent (in a container, maybe nobody) never asks does not."""
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def launched(user: User | None, orphan_signal: signal.Signals, *program: str) -> list[str]:

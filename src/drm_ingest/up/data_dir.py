@@ -54,6 +54,12 @@ class DataDir:
         lock.flush()
         self._lock = lock
 
+    def release(self) -> None:
+        """Give the folder back; the end of the process does the same."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
     def ports(self, names: Iterable[str], taken: Iterable[int]) -> dict[str, int]:
         """Return a port for each name: the one of last time where it is still free, else a new one, kept from now."""
         file = self.path / "ports.json"

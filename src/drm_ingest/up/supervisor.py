@@ -126,7 +126,7 @@ class Supervisor:
     def _bury(self, member: Member, now: float) -> None:
         lived_s = now - member.started_at
         member.deaths = member.deaths + 1 if lived_s < HEALTHY_S else 1
-        pause_s = min(BACKOFF_FIRST_S * 2 ** (member.deaths - 1), BACKOFF_MAX_S)
+        pause_s = restart_pause_s(member.deaths)
         member.restart_at = now + pause_s
         what = _how_it_ended(member.child.exit_code)
         self.say(f"[red]✗[/] {member.name} (pid {member.child.pid}) {what}; starting it again in {pause_s:g} s")
@@ -188,6 +188,11 @@ class Supervisor:
     def _print(self, text: str, *, markup: bool = True, style: str | None = None) -> None:
         with contextlib.suppress(OSError, SystemExit):  # a closed terminal must not keep us from stopping everything
             self._console.print(text, markup=markup, style=style, highlight=False, soft_wrap=True)
+
+
+def restart_pause_s(deaths: int) -> float:
+    """How long to wait after so many deaths in a row: a quarter of a second, doubled each time, five at most."""
+    return min(BACKOFF_FIRST_S * 2.0 ** min(deaths - 1, 10), BACKOFF_MAX_S)
 
 
 def _how_it_ended(exit_code: int | None) -> str:

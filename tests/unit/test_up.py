@@ -1,0 +1,30 @@
+"""The parts of the one-machine runtime that need no process."""
+
+import json
+import shlex
+
+from drm_ingest.schema import Schemas
+from drm_ingest.up.fetch import pinned
+from drm_ingest.up.greeting import curl
+from drm_ingest.up.supervisor import restart_pause_s
+
+
+def test_the_pause_before_a_restart_doubles_up_to_five_seconds() -> None:
+    assert [restart_pause_s(deaths) for deaths in range(1, 8)] == [0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
+    assert restart_pause_s(10_000) == 5.0
+
+
+def test_the_jars_are_one_kafka_with_its_checksums() -> None:
+    jars = pinned()
+    assert {jar.version for jar in jars if jar.group == "org.apache.kafka"} == {"4.3.1"}
+    assert all(len(jar.sha256) == 64 and jar.size_bytes > 0 for jar in jars)
+    assert len({jar.file_name for jar in jars}) == len(jars)
+
+
+def test_the_greeting_sends_an_event_that_its_schema_takes() -> None:
+    words = shlex.split(curl("http://127.0.0.1:8080", "drm_key").replace("$(date -u +%FT%TZ)", "2026-11-22T10:00:00Z"))
+    (event,) = json.loads(words[words.index("-d") + 1])
+    schema = Schemas.load().find(event["type"], None)
+    assert schema is not None
+    assert schema.is_valid(event["data"])
+    assert "Authorization: Bearer drm_key" in words
