@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+# A person sees pip at work, a log does not.
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check $(shell [ -t 2 ] || echo --quiet)
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test unit check schema format adversity lock clean
+.PHONY: help install up demo test unit check schema format adversity lock lock-kafka clean
 
 help:            ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
@@ -13,10 +15,11 @@ help:            ## what can be made
 install: $(VENV)/.installed  ## set everything up, into .venv
 
 $(VENV)/.installed: pyproject.toml requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "drm-ingest needs Python 3.11 or later; name one with PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "drm-ingest needs Python 3.11 or later; name one with PYTHON=python3.12")'
+	@echo "installing what requirements.txt pins into $(VENV), a minute or two the first time …"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --require-hashes -r requirements.txt
+	@$(PIP) --no-deps --editable .
 	@touch $@
 
 up: install      ## run the whole path on this machine (ARGS="--port 9000")
@@ -29,9 +32,11 @@ unit: install    ## the tests that need memory only
 	$(BIN)/pytest tests/unit $(ARGS)
 
 test: install    ## all tests, on a real Kafka and a real Postgres
+	@$(BIN)/python -m drm_ingest.up.fetch
 	$(BIN)/pytest -m "not slow" $(ARGS)
 
 adversity: install ## the bad day, by name, the long ones too
+	@$(BIN)/python -m drm_ingest.up.fetch
 	$(BIN)/pytest tests/adversity $(ARGS)
 
 check: install   ## lint, format, strict types, the import law
@@ -50,6 +55,9 @@ format: install  ## put the code in order
 lock: install    ## pin every dependency, with hashes and without an address
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras pyproject.toml -o requirements.txt --upgrade
+
+lock-kafka: install ## pin Kafka's jars, after changing a version in src/drm_ingest/up/pin.py
+	$(BIN)/python -m drm_ingest.up.pin
 
 clean:           ## remove what was installed (never the data in .drm)
 	rm -rf $(VENV)
