@@ -138,6 +138,33 @@ def migrate() -> None:
 
 
 @cli.command()
+def topics() -> None:
+    """Create the topics that are missing, and check all of them; safe to repeat, changes nothing that is there."""
+    import asyncio
+
+    from drm_ingest.kafka.connection import KafkaUnreachable
+    from drm_ingest.kafka.topics import TopicsWrong, check, create
+    from drm_ingest.schema import BadSchema, Schemas
+    from drm_ingest.settings import Settings
+
+    async def create_and_check() -> list[str]:
+        settings = Settings()
+        families = Schemas.load(settings.schemas_dir).families
+        created = await create(settings, families)
+        await check(settings, families)
+        return created
+
+    try:
+        created = asyncio.run(create_and_check())
+    except (KafkaUnreachable, TopicsWrong, BadSchema) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    for name in created:
+        typer.echo(f"created {name}")
+    typer.echo("the topics are as they must be")
+
+
+@cli.command()
 def demo(
     data_dir: Annotated[Path, typer.Option(help="Of the `drm-ingest up` to use; started if it is not running.")] = Path(
         ".drm"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import InvalidReplicationFactorError, KafkaError, for_code
 
 from drm_ingest.kafka.connection import KafkaUnreachable, connection
 from drm_ingest.settings import Settings
@@ -23,9 +23,14 @@ TOPIC_EXISTS = 36
 class TopicsWrong(Exception):
     """Topics are missing or not as they must be; the message says what to do."""
 
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+    def __init__(self, problems: Mapping[str, list[str]]) -> None:
+        """`problems` are by topic; the message names each problem once."""
+        topics_by_problem: dict[str, list[str]] = {}
+        for topic, texts in problems.items():
+            for text in texts:
+                topics_by_problem.setdefault(text, []).append(topic)
+        self.lines = [f"{', '.join(topics)}: {text}" for text, topics in topics_by_problem.items()]
+        super().__init__("\n".join(self.lines))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +118,13 @@ async def create(settings: Settings, families: Iterable[str]) -> list[str]:
         if not new:
             return []
         answer = await admin.create_topics(new, timeout_ms=round(TIMEOUT_S * 1000))
-        created, problems = [], []
+        created: list[str] = []
+        problems: dict[str, list[str]] = {}
         for name, code, *message in answer.topic_errors:
             if code == 0:
                 created.append(name)
             elif code != TOPIC_EXISTS:  # somebody else was quicker: just as good
-                problems.append(_refused(name, code, message[0] if message else None, settings))
+                problems[name] = [_refusal(code, message[0] if message else None, settings)]
         if problems:
             raise TopicsWrong(problems)
         await _until_led(admin, created)
@@ -134,7 +140,8 @@ async def check(settings: Settings, families: Iterable[str]) -> None:
     """
     names = Topics.of(settings).all(families)
     found = await describe(settings, names)
-    if problems := [problem for name in names for problem in wrong(name, found.get(name), settings)]:
+    problems = {name: wrong(name, found.get(name), settings) for name in names}
+    if any(problems.values()):
         raise TopicsWrong(problems)
 
 
@@ -168,47 +175,42 @@ async def describe(settings: Settings, names: Iterable[str]) -> dict[str, Found]
 
 
 def wrong(name: str, found: Found | None, settings: Settings) -> list[str]:
-    """Return what is wrong with a topic, each with what to do; nothing when it is as it must be."""
+    """Return what is wrong with a topic, and what to do; nothing when it is as it must be."""
     if found is None:
-        return [f"{name} does not exist: run `drm-ingest topics`"]
+        return ["does not exist; run `drm-ingest topics`"]
     problems = []
     if found.partitions != settings.topic_partitions:
         problems.append(
-            f"{name} has {found.partitions} partitions, not {settings.topic_partitions}: set DRM_TOPIC_PARTITIONS to "
-            "what all topics have; a topic's count cannot go down, and raising it moves keys to other partitions"
+            f"{found.partitions} partitions, not {settings.topic_partitions}; set DRM_TOPIC_PARTITIONS to what all topics "
+            "have (a topic's count cannot go down, and raising it moves keys to other partitions)"
         )
     if found.replication_factor < settings.topic_replication_factor:
         problems.append(
-            f"{name} has {found.replication_factor} replicas, not {settings.topic_replication_factor}: reassign it "
+            f"{found.replication_factor} replicas, not {settings.topic_replication_factor}; reassign its partitions "
             "(kafka-reassign-partitions), or set DRM_TOPIC_REPLICATION_FACTOR"
         )
     if not found.configs:
-        return [*problems, f"the settings of {name} cannot be read: allow this user DescribeConfigs on it"]
-    expected = Topics.of(settings).configs(name, settings)
-    for key, value in expected.items():
+        return [*problems, "its settings cannot be read; allow this user DescribeConfigs on it"]
+    for key, value in Topics.of(settings).configs(name, settings).items():
         is_ = found.configs.get(key, "unknown")
-        fits = int(is_) >= int(value) if key in _AT_LEAST and is_.lstrip("-").isdigit() else is_ == value
-        if key == "retention.ms" and is_ == "-1":
-            fits = True  # for ever
-        if not fits:
-            problems.append(
-                f"{name} has {key}={is_}, not {value}: kafka-configs --alter --topic {name} --add-config {key}={value}"
-            )
+        fits = int(is_) >= int(value) if key in _AT_LEAST and is_.isdigit() else is_ == value
+        if not fits and not (key == "retention.ms" and is_ == "-1"):  # -1 is for ever
+            problems.append(f"{key}={is_}, not {value}; kafka-configs --alter --topic … --add-config {key}={value}")
     return problems
 
 
 _AT_LEAST = {"retention.ms", "min.insync.replicas", "max.message.bytes"}
 
 
-def _refused(name: str, code: int, message: str | None, settings: Settings) -> str:
+def _refusal(code: int, message: str | None, settings: Settings) -> str:
     error = for_code(code)
-    advice = ""
-    if error.__name__ == "InvalidReplicationFactorError":
-        advice = (
-            f": it takes {settings.topic_replication_factor} brokers; on fewer set DRM_TOPIC_REPLICATION_FACTOR and "
-            "DRM_TOPIC_MIN_INSYNC_REPLICAS"
+    reason = f"not created: {message or error.__name__}"
+    if error is InvalidReplicationFactorError:
+        reason += (
+            f" It takes {settings.topic_replication_factor} brokers; on fewer, set DRM_TOPIC_REPLICATION_FACTOR and "
+            "DRM_TOPIC_MIN_INSYNC_REPLICAS."
         )
-    return f"{name} was not created: {message or error.__name__}{advice}"
+    return reason
 
 
 async def _until_led(admin: AIOKafkaAdminClient, names: list[str]) -> None:
