@@ -71,6 +71,8 @@ class Settings(BaseSettings):
     # -- the edge: where ----------------------------------------------------------------------------------------
     edge_host: str = Field("127.0.0.1", description="where the edge listens; 0.0.0.0 for all addresses")
     edge_port: Port = Field(8080, description="events, health and metrics of the edge")
+    edge_cors_origins: str = Field("", description="browser origins that may post, separated by commas; * for any")
+    edge_backlog_connections: Count = Field(2048, le=65_535, description="waiting to be accepted by the edge")
     serve_host: str = Field("127.0.0.1", description="where serve listens")
     serve_port: Port = Field(8081, description="registry, records, health and metrics of serve")
     worker_host: str = Field("127.0.0.1", description="health and metrics of enrich and attach")
@@ -88,6 +90,7 @@ class Settings(BaseSettings):
     request_header_timeout_s: Seconds = Field(10.0, description="headers not whole by then: cut")
     request_body_timeout_s: Seconds = Field(20.0, description="a body not whole by then: 408")
     connection_idle_timeout_s: Seconds = Field(60.0, description="without a request: closed")
+    pipelined_requests_max: Count = Field(16, le=1000, description="of a connection, read before the first is answered")
     connections_max: Count = Field(10_000, description="a process")
     refused_body_discard_bytes_max: Bytes = Field(64 * MiB, description="read and dropped after an early refusal")
     refused_body_discard_timeout_s: Seconds = Field(5.0, description="and for no longer than that")
