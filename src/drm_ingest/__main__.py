@@ -75,7 +75,7 @@ def send(
     raise typer.Exit(send_file(recording, url, key, rate, batch_events, progress_file))
 
 
-TOOLS = {"doctor", "send", "tail"}  # what speaks to a running `up`, when nothing else is set
+TOOLS = {"demo", "doctor", "send", "tail"}  # what speaks to a running `up`, when nothing else is set
 
 
 @cli.callback()
@@ -166,14 +166,21 @@ def topics() -> None:
 
 @cli.command()
 def demo(
-    data_dir: Annotated[Path, typer.Option(help="Of the `drm-ingest up` to use; started if it is not running.")] = Path(
-        ".drm"
-    ),
+    context: typer.Context,
+    edge_url: Annotated[str, typer.Option(envvar="DRM_EDGE_URL", help="Default: of the running `up`.")] = "",
+    serve_url: Annotated[str, typer.Option(envvar="DRM_SERVE_URL", help="Default: of the running `up`.")] = "",
+    sender_key: Annotated[str, typer.Option(envvar="DRM_SENDER_KEY", help="Default: of the running `up`.")] = "",
+    admin_key: Annotated[str, typer.Option(envvar="DRM_ADMIN_KEY", help="Default: of the running `up`.")] = "",
 ) -> None:
-    """Send real recordings of two customers' devices, with purchases and ratings, and print both records."""
-    from drm_ingest.device.command import demo as run_demo
+    """Send real recordings of two customers' devices, with purchases and ratings, and print both records.
 
-    raise typer.Exit(run_demo(data_dir))
+    Where no `drm-ingest up` is running and no addresses are given, it starts one for as long as it takes.
+    """
+    from drm_ingest.device.demo import run, run_beside_own_up
+
+    if edge_url and serve_url and sender_key and admin_key:
+        raise typer.Exit(run(edge_url, serve_url, sender_key, admin_key))
+    raise typer.Exit(run_beside_own_up(context.find_root().params["data_dir"]))
 
 
 if __name__ == "__main__":

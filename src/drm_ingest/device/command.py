@@ -1,19 +1,10 @@
-"""`drm-ingest send` and `drm-ingest demo`, as a person meets them."""
+"""`drm-ingest send`: the progress bar around sending a recording."""
 
-import contextlib
-import json
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from drm_ingest.device.demo import run
 from drm_ingest.device.recording import BadRow, Recording
 from drm_ingest.device.send import GaveUp, Sender, Sent
 
@@ -44,27 +35,3 @@ def send_file(
     if problem is not None:
         console.print(f"stopped: {problem}", style="red", highlight=False)
     return 1 if problem or sent.rejected else 0
-
-
-def demo(data_dir: Path) -> int:
-    """Run the demo against the running `drm-ingest up` of this data folder, or start one for as long as it takes."""
-    with _running(data_dir) as where:
-        return run(where["edge_url"], where["serve_url"], where["sender_key"], where["admin_key"])
-
-
-@contextlib.contextmanager
-def _running(data_dir: Path) -> Iterator[dict[str, Any]]:
-    ready = data_dir / "ready.json"
-    if ready.exists():
-        yield json.loads(ready.read_text())
-        return
-    command = [sys.executable, "-m", "drm_ingest", "up", "--data-dir", str(data_dir), "--ready-file", str(ready)]
-    with subprocess.Popen(command) as up:  # noqa: S603
-        try:
-            while not ready.exists():
-                if up.poll() is not None:
-                    raise SystemExit(up.returncode)
-                time.sleep(0.2)
-            yield json.loads(ready.read_text())
-        finally:
-            up.send_signal(signal.SIGTERM)

@@ -7,6 +7,10 @@ and a bike computer's ride at one reading a second.
 import csv
 import gzip
 import importlib.util
+import json
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -114,6 +118,23 @@ def run(edge_url: str, serve_url: str, sender_key: str, admin_key: str, *, patie
         return 1
     console.print("Both records have exactly the counts of the recordings.", style="green")
     return 0
+
+
+def run_beside_own_up(data_dir: Path) -> int:
+    """Do the same against a `drm-ingest up` that is started for it and stopped afterwards."""
+    ready = data_dir / "demo.json"  # not the one in the folder, which one that was killed may have left
+    ready.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "drm_ingest", "up", "--data-dir", str(data_dir), "--ready-file", str(ready)]
+    with subprocess.Popen(command) as up:  # noqa: S603
+        try:
+            while not ready.exists():
+                if up.poll() is not None:
+                    return up.returncode
+                time.sleep(0.2)
+            where = json.loads(ready.read_text())
+            return run(where["edge_url"], where["serve_url"], where["sender_key"], where["admin_key"])
+        finally:
+            up.send_signal(signal.SIGTERM)
 
 
 def _introduce(serve: httpx.Client, story: Story) -> str:
