@@ -1,0 +1,66 @@
+"""A running `drm-ingest up` that tests hurt, and the ledger that judges them."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loadtests.clients import Ledger
+from loadtests.ledger import generate
+from loadtests.verify import verify
+
+
+@dataclass(frozen=True)
+class Running:
+    """A running `drm-ingest up`."""
+
+    ready_file: Path
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """Its ready file, as it is now."""
+        return dict(json.loads(self.ready_file.read_text()))
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
+        """Send a signal to one of its processes and return the pid it had."""
+        pid = int(self.where["pids"][name])
+        os.kill(pid, number)
+        return pid
+
+    async def back(self, name: str, old_pid: int, within_s: float = 60.0) -> None:
+        """Wait until a process has another pid in the ready file."""
+        deadline = time.monotonic() + within_s
+        while self.where["pids"][name] == old_pid:
+            assert time.monotonic() < deadline, f"{name} did not come back within {within_s} s"
+            await asyncio.sleep(0.1)
+
+    @contextlib.asynccontextmanager
+    async def ledger(self, *, events: int, seed: int, rate: float = 3000.0) -> AsyncIterator[Ledger]:
+        """Send while the body hurts something; then every promise must hold."""
+        print(f"seed {seed}")
+        where = self.where
+        ledger = Ledger(give_up_after_s=90)
+        sending = asyncio.create_task(
+            generate(
+                ledger, edge_url=where["edge_url"], key=where["sender_key"], events=events, seed=seed, rate=rate
+            )
+        )  # fmt: skip
+        try:
+            yield ledger
+            await sending
+        finally:
+            sending.cancel()
+        findings = await verify(
+            ledger.entries,
+            kafka_bootstrap=where["kafka_bootstrap"],
+            postgres_dsn=where["postgres_dsn"],
+            prefix="drm",
+            metrics=where["metrics"],
+        )
+        assert not findings.counts, f"the ledger is not exact:\n{findings}"
