@@ -129,6 +129,19 @@ create trigger tell_directory after insert or update of model, firmware on devic
     when (new.registered_by <> 'event' or new.model is not null or new.firmware is not null)
     execute function tell_directory();
 
+create function tell_directory_of_ref() returns trigger language plpgsql as $$
+begin
+    if tg_op <> 'INSERT' then
+        perform pg_notify('drm_directory', 'party:' || old.namespace || ':' || old.ref);
+    end if;
+    if tg_op <> 'DELETE' then
+        perform pg_notify('drm_directory', 'party:' || new.namespace || ':' || new.ref);
+    end if;
+    return null;
+end $$;
+create trigger tell_directory after insert or update or delete on party_ref for each row
+    execute function tell_directory_of_ref();
+
 -- Events ----------------------------------------------------------------------------------------------------------------
 
 create table event (

@@ -12,6 +12,19 @@ begin
     return null;
 end $$;
 
+CREATE FUNCTION public.tell_directory_of_ref() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    if tg_op <> 'INSERT' then
+        perform pg_notify('drm_directory', 'party:' || old.namespace || ':' || old.ref);
+    end if;
+    if tg_op <> 'DELETE' then
+        perform pg_notify('drm_directory', 'party:' || new.namespace || ':' || new.ref);
+    end if;
+    return null;
+end $$;
+
 CREATE TABLE public.consumer_position (
     consumer_group text NOT NULL,
     topic text NOT NULL,
@@ -319,6 +332,8 @@ CREATE INDEX sender_key_sender ON public.sender_key USING btree (sender);
 ALTER INDEX public.event_subject_occurred_at ATTACH PARTITION public.event_default_subject_occurred_at_idx;
 
 CREATE TRIGGER tell_directory AFTER INSERT OR UPDATE OF model, firmware ON public.device FOR EACH ROW WHEN (((new.registered_by <> 'event'::text) OR (new.model IS NOT NULL) OR (new.firmware IS NOT NULL))) EXECUTE FUNCTION public.tell_directory();
+
+CREATE TRIGGER tell_directory AFTER INSERT OR DELETE OR UPDATE ON public.party_ref FOR EACH ROW EXECUTE FUNCTION public.tell_directory_of_ref();
 
 CREATE TRIGGER tell_directory AFTER INSERT OR UPDATE ON public.relationship FOR EACH ROW EXECUTE FUNCTION public.tell_directory();
 

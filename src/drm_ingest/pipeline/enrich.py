@@ -1,0 +1,242 @@
+"""enrich: events as sent become events in context: `<prefix>.ingress` → `<prefix>.events.<family>`.
+
+    reader ─▶ directory ─▶ steps ─▶ writer ─▶ acknowledged ─▶ offset committed
+
+Each partition is a lane of its own: its next batch goes out only after the last was acknowledged, in order, into the
+partition of the same number; a partition whose leader is slow holds up no other. A batch that is not acknowledged is
+enriched and written again until it is, or until the partition goes to another worker, which begins where the last
+commit left it. So product teams see each event at least once, and drop repeats by `ingressposition`.
+"""
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from time import monotonic
+
+import structlog
+from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
+
+from drm_ingest import health
+from drm_ingest.kafka import topics
+from drm_ingest.kafka.reader import Reader
+from drm_ingest.kafka.topics import Topics
+from drm_ingest.kafka.writer import Delivery, Writer
+from drm_ingest.metrics import Metrics
+from drm_ingest.outcome import Outcome
+from drm_ingest.pipeline.directory import Contexts, Directory
+from drm_ingest.pipeline.remembered import Remembered
+from drm_ingest.pipeline.steps import Done, Steps
+from drm_ingest.pipeline.user_agent import UserAgents
+from drm_ingest.schema import Schemas
+from drm_ingest.settings import Settings
+
+GROUP = "enrich"
+RETRY_S = 0.1
+RETRY_MAX_S = 2.0
+
+log = structlog.get_logger(__name__)
+
+
+async def run(settings: Settings, stop: asyncio.Event) -> None:
+    """Enrich until `stop` is set; then finish the batch in hand and commit.
+
+    Raises:
+        KafkaUnreachable, TopicsWrong: at the start.
+        PositionLost: events were deleted unread.
+    """
+    metrics = Metrics("enrich")
+    schemas = Schemas.load(settings.schemas_dir)
+    await topics.check(settings, schemas.families)
+    user_agents = UserAgents(settings.enrich_user_agents_max)
+    async with contextlib.AsyncExitStack() as stack:
+        writer = Writer(settings, metrics)
+        await writer.start()
+        stack.push_async_callback(writer.stop, settings.drain_timeout_s)
+        directory = await stack.enter_async_context(Directory(settings, metrics))
+        worker = Worker(settings, metrics, writer, directory, Steps(settings, schemas, writer, user_agents))
+        address = await stack.enter_async_context(
+            health.serve(settings.worker_host, settings.enrich_port, metrics, worker.unready)
+        )
+        gc.collect()
+        gc.freeze()  # schemas, patterns and modules stay: no reason to walk them at each collection
+        log.info("enriching", topic=Topics.of(settings).ingress, health=address)
+        await worker.work(stop)
+    log.info("stopped")
+
+
+class Lane:
+    """One partition while it is ours."""
+
+    def __init__(self, remembered: Remembered) -> None:
+        self.remembered = remembered
+        self.batch: asyncio.Task[None] | None = None
+        self.acknowledged: int | None = None  # the offset to commit
+        self.failing = False
+        self.gone = False
+
+
+class Worker:
+    """Keeps the order, the offsets and the accounts."""
+
+    def __init__(
+        self, settings: Settings, metrics: Metrics, writer: Writer, directory: Directory, steps: Steps
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._writer = writer
+        self._directory = directory
+        self._steps = steps
+        self._lanes: dict[TopicPartition, Lane] = {}
+        self._rebalances = 0
+        self._stopping = False
+        self._committing = asyncio.Lock()
+        self._reader = Reader(
+            settings, metrics, GROUP, [Topics.of(settings).ingress], on_assigned=self._take, on_revoked=self._give_back
+        )
+
+    def unready(self) -> str | None:
+        """Return why no event could be made durable now; None: it could. Postgres plays no part in it."""
+        if not self._reader.ready:
+            return "the group has not given this worker its share yet, or Kafka does not answer"
+        if not self._lanes:
+            return "no partition of the ingress topic is this worker's"
+        if not self._writer.ready:
+            return "Kafka does not acknowledge"
+        failing = [partition.partition for partition, lane in self._lanes.items() if lane.failing]
+        return f"the last write from partition {min(failing)} was not acknowledged" if failing else None
+
+    async def work(self, stop: asyncio.Event) -> None:
+        """Enrich until `stop` is set."""
+        async with self._reader:
+            async with asyncio.TaskGroup() as tasks:
+                endless = [tasks.create_task(self._read_on(tasks)), tasks.create_task(self._commit_regularly())]
+                await stop.wait()
+                self._stopping = True
+                for task in endless:
+                    task.cancel()
+            # The batches in hand are done here, or failed.
+            await self._commit(self._lanes)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    async def _read_on(self, tasks: asyncio.TaskGroup) -> None:
+        async for batches in self._reader.batches(self._settings.reader_batch_records_max):
+            began, rebalances = monotonic(), self._rebalances
+            contexts = await self._directory.look_up(
+                {record.key for records in batches.values() for record in records if record.key is not None}
+            )
+            if rebalances != self._rebalances:
+                continue  # while we asked, others may have been given these; whoever has them reads them again
+            self._reader.hold(batches)
+            for partition, records in batches.items():
+                lane = self._lanes[partition]
+                lane.batch = tasks.create_task(self._carry(partition, lane, records, contexts))
+            # Under load a few larger batches cost far less than many small ones; the first after a pause goes at once.
+            await asyncio.sleep(began + self._settings.enrich_pace_s - monotonic())
+
+    # -- one batch of one partition -----------------------------------------------------------------------------------
+
+    async def _carry(
+        self, partition: TopicPartition, lane: Lane, records: list[ConsumerRecord], contexts: Contexts
+    ) -> None:
+        """Enrich and write until all is acknowledged, or the partition is another's."""
+        retry_s = RETRY_S
+        # Together the lanes leave room in the writer, so that no lane without a leader takes it all.
+        bytes_max = self._settings.writer_buffered_bytes_max // (2 * max(1, len(self._lanes)))
+        while records and not (lane.gone or self._stopping):
+            began = monotonic()
+            done, delivery = await self._write(records, contexts, lane.remembered, bytes_max)
+            if delivery.failed:
+                lane.failing = True
+                log.warning(
+                    "not acknowledged; the batch is written again",
+                    partition=partition.partition, events=done.records, error=str(delivery.error),
+                )  # fmt: skip
+            if delivery.failed or not done.records:
+                await asyncio.sleep(retry_s)
+                retry_s = min(2 * retry_s, RETRY_MAX_S)
+                continue
+            retry_s = RETRY_S
+            lane.failing = False
+            lane.remembered.add(done.identities)
+            lane.acknowledged = records[done.records - 1].offset + 1
+            self._metrics.step_seconds.observe(monotonic() - began)
+            records = records[done.records :] if done.records < len(records) else []
+        lane.batch = None
+        if not lane.gone:
+            self._reader.release([partition])
+
+    async def _write(
+        self, records: list[ConsumerRecord], contexts: Contexts, remembered: Remembered, bytes_max: int
+    ) -> tuple[Done, Delivery]:
+        """Enrich some or all of the records and wait for the acknowledgement; keep the accounts."""
+        settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        delivery = Delivery(lambda _: None if settled.done() else settled.set_result(None))
+        done = self._steps.enrich(records, contexts, remembered, delivery, bytes_max)
+        self._metrics.received.inc(done.records)
+        self._metrics.in_flight.inc(done.records)
+        delivery.seal()
+        try:
+            await settled
+        finally:
+            self._account(done, delivery, acknowledged=settled.done() and not delivery.failed)
+        return done, delivery
+
+    def _account(self, done: Done, delivery: Delivery, *, acknowledged: bool) -> None:
+        metrics = self._metrics
+        metrics.in_flight.dec(done.records)
+        if not acknowledged:
+            metrics.outcomes.labels(Outcome.RETRIED).inc(done.records)
+            return
+        metrics.outcomes.labels(Outcome.ENRICHED).inc(done.enriched)
+        if done.duplicates:
+            metrics.outcomes.labels(Outcome.DUPLICATE).inc(done.duplicates)
+        if done.dead_letters:
+            metrics.outcomes.labels(Outcome.DEAD_LETTER).inc(done.dead_letters)
+            metrics.codes.labels("unreadable").inc(done.dead_letters)
+        if done.received_at is not None:  # the first of the batch waited longest
+            metrics.freshness_seconds.observe((datetime.now(UTC) - done.received_at).total_seconds())
+
+    # -- offsets, and who has which partition -------------------------------------------------------------------------
+
+    async def _commit_regularly(self) -> None:
+        """Commit now and then: a commit for each batch would cost as much as a small batch does."""
+        while True:
+            await asyncio.sleep(self._settings.enrich_commit_interval_s)
+            await self._commit(self._lanes)
+
+    async def _commit(self, lanes: Mapping[TopicPartition, Lane]) -> None:
+        async with self._committing:  # one after the other, or an older offset could come last
+            offsets = {
+                partition: lane.acknowledged for partition, lane in lanes.items() if lane.acknowledged is not None
+            }
+            if not offsets:
+                return
+            try:
+                await self._reader.commit(offsets)
+            except KafkaError as error:
+                log.warning("offsets not committed; the next time will do", error=repr(error))
+                return
+            for partition, offset in offsets.items():
+                if lanes[partition].acknowledged == offset:
+                    lanes[partition].acknowledged = None
+
+    async def _take(self, partitions: frozenset[TopicPartition]) -> None:
+        self._rebalances += 1
+        lanes = len(self._lanes.keys() | partitions)
+        for partition in partitions:
+            self._lanes[partition] = Lane(Remembered(self._settings.enrich_remembered_events_max // max(1, lanes)))
+
+    async def _give_back(self, partitions: frozenset[TopicPartition]) -> None:
+        """Let the batches under way end, so that the next worker begins behind them."""
+        self._rebalances += 1
+        lanes = {partition: self._lanes.pop(partition) for partition in partitions if partition in self._lanes}
+        for lane in lanes.values():
+            lane.gone = True
+        if batches := [lane.batch for lane in lanes.values() if lane.batch is not None]:
+            await asyncio.wait(batches, timeout=self._settings.reader_session_timeout_s / 2)
+        await self._commit(lanes)
+        self._reader.release(partitions)

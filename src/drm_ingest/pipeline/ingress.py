@@ -1,0 +1,132 @@
+"""Read a record of the ingress topic: the event's own attributes, the facts of its receipt, what the edge assigned."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import msgspec
+from aiokafka import ConsumerRecord
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from drm_ingest.event import (
+    HEADER_ASSIGNED,
+    HEADER_CONTENT_HASH,
+    HEADER_RECEIPT,
+    ID_CHARACTERS_MAX,
+    SOURCE_CHARACTERS_MAX,
+    SUBJECT_CHARACTERS_MAX,
+    TYPE_CHARACTERS_MAX,
+    Assigned,
+    Receipt,
+)
+from drm_ingest.pipeline.splice import fragment
+
+Text = Annotated[str, Meta(max_length=SOURCE_CHARACTERS_MAX)] | UnsetType | None
+
+
+class Unreadable(Exception):
+    """The record is not an event as the edge writes them; the message says why."""
+
+
+class Sent(Struct, gc=False):
+    """The attributes that enrichment needs; `data` is skipped, its bytes go on as they are.
+
+    UNSET and None differ: what is missing is spliced in, an explicit null has to go first.
+    """
+
+    type: Annotated[str, Meta(min_length=1, max_length=TYPE_CHARACTERS_MAX)]
+    id: Annotated[str, Meta(max_length=ID_CHARACTERS_MAX)] | UnsetType | None = UNSET
+    subject: Annotated[str, Meta(max_length=SUBJECT_CHARACTERS_MAX)] | UnsetType | None = UNSET
+    source: Text = UNSET
+    specversion: Text = UNSET
+    time: Annotated[datetime, Meta(tz=True)] | UnsetType | None = UNSET
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A receipt, with what follows from it for each of its events."""
+
+    receipt: Receipt
+    clock_offset: timedelta
+    attributes: bytes  # receivedat, sender, requestid
+
+
+_NOTHING_ASSIGNED = Assigned()
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+class IngressReader:
+    """Turns records into what the steps of enrichment need."""
+
+    def __init__(self, event_bytes_max: int) -> None:
+        self._bytes_max = event_bytes_max
+        self._decode = msgspec.json.Decoder(Sent).decode
+        self._decode_receipt = msgspec.json.Decoder(Receipt).decode
+        self._decode_assigned = msgspec.json.Decoder(Assigned).decode
+        self._last: tuple[bytes, Received] | None = None
+
+    def read(self, record: ConsumerRecord) -> tuple[Sent, Received, Assigned, bytes]:
+        """Return the event's attributes, its receipt, what was assigned, and the hash of its content.
+
+        Raises:
+            Unreadable: it was not the edge that wrote this, or something broke it.
+        """
+        headers = dict(record.headers)
+        receipt, content_hash = headers.get(HEADER_RECEIPT), headers.get(HEADER_CONTENT_HASH)
+        if receipt is None or content_hash is None or len(content_hash) != 16:
+            raise Unreadable(
+                "the record has no receipt or no content-hash header: only the edge writes to the ingress topic"
+            )
+        # All events of a request carry the same receipt, and follow one another.
+        received = self._last[1] if self._last is not None and self._last[0] == receipt else self._receipt(receipt)
+        assigned = headers.get(HEADER_ASSIGNED)
+        return (
+            self._event(record.value),
+            received,
+            _NOTHING_ASSIGNED if assigned is None else self._assigned(assigned),
+            content_hash,
+        )
+
+    def _event(self, value: bytes | None) -> Sent:
+        if not value:
+            raise Unreadable("the record is empty")
+        if len(value) > self._bytes_max:
+            raise Unreadable(f"the event is larger than {self._bytes_max} bytes")
+        try:
+            sent = self._decode(value)
+            # msgspec does not look into what it skips. Plain ASCII without escapes needs no second look.
+            if not value.isascii():
+                value.decode()
+            if b"\\" in value:
+                _check_escapes(value)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Unreadable(f"not an event: {error}") from None
+        return sent
+
+    def _receipt(self, header: bytes) -> Received:
+        try:
+            receipt = self._decode_receipt(header)
+            offset = timedelta(milliseconds=receipt.clock_offset_ms)
+            receipt.received_at = receipt.received_at.astimezone(UTC)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+            raise Unreadable(f"its receipt header cannot be read: {error}") from None
+        attributes = fragment(receivedat=receipt.received_at, sender=receipt.sender, requestid=receipt.request_id)
+        received = Received(receipt, offset, attributes)
+        self._last = header, received
+        return received
+
+    def _assigned(self, header: bytes) -> Assigned:
+        try:
+            return self._decode_assigned(header)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Unreadable(f"its assigned header cannot be read: {error}") from None
+
+
+def _check_escapes(value: bytes) -> None:
+    """Refuse what Postgres cannot hold: NUL and lone surrogates, written as escapes."""
+    if _NUL.search(value):
+        raise Unreadable("it contains the character NUL")
+    if _SURROGATE.search(value):
+        msgspec.json.decode(value)  # looks into everything, and refuses a surrogate without its other half

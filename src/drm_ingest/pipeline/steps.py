@@ -1,0 +1,199 @@
+"""The steps of enrichment, in order: a record of the ingress topic becomes an event of its family, or a dead letter.
+
+read ─▶ place in time ─▶ family ─▶ context ─▶ user agent ─▶ a retry? ─▶ splice ─▶ append
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+from aiokafka import ConsumerRecord
+from msgspec import UNSET
+
+from drm_ingest.errors import EventCode
+from drm_ingest.event import CONTENT_TYPE_EVENT, Assigned, TimeQuality, identity_source, occurred_at
+from drm_ingest.kafka import dead_letters
+from drm_ingest.kafka.dead_letters import DeadLetter
+from drm_ingest.kafka.topics import UNCLASSIFIED, Topics
+from drm_ingest.kafka.writer import Delivery, RecordTooLarge, Writer, WriterFull
+from drm_ingest.pipeline.context import Context
+from drm_ingest.pipeline.directory import Contexts
+from drm_ingest.pipeline.ingress import IngressReader, Received, Sent, Unreadable
+from drm_ingest.pipeline.remembered import Remembered
+from drm_ingest.pipeline.splice import fragment, splice, without
+from drm_ingest.pipeline.user_agent import UserAgents
+from drm_ingest.schema import Schemas
+from drm_ingest.settings import Settings
+
+STAGE = "enrich"
+APP_TYPES = "app."
+APP_FAMILY = "interaction"
+SPECVERSION = fragment(specversion="1.0")
+HEADERS = [("content-type", CONTENT_TYPE_EVENT)]  # one list for all: the writer takes lists as they are
+
+
+@dataclass(slots=True)
+class Done:
+    """What became of the first `records` of those given; true once Kafka has acknowledged what was appended."""
+
+    records: int = 0
+    enriched: int = 0
+    duplicates: int = 0
+    dead_letters: int = 0
+    appended_bytes: int = 0
+    received_at: datetime | None = None  # of the first event
+    identities: dict[str, bytes] = field(default_factory=dict)  # appended: identity → content hash
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where events of a type go."""
+
+    topic: str
+    from_app: bool
+    attributes: bytes
+
+
+class Steps:
+    """Enriches records; knows nothing of partitions' order, of retries and of offsets (see enrich.py)."""
+
+    def __init__(self, settings: Settings, schemas: Schemas, writer: Writer, user_agents: UserAgents) -> None:
+        topics = Topics.of(settings)
+        self._writer = writer
+        self._ingress = IngressReader(settings.event_bytes_max)
+        self._dead_letters = topics.dead_letters
+        self._user_agents = user_agents
+        self._future_max = timedelta(seconds=settings.event_future_max_s)
+        self._json = msgspec.json.Encoder().encode
+        self._qualities = {quality: quality.value.encode() for quality in TimeQuality}
+        self._routes = {
+            schema.type: Route(
+                topics.events(schema.family),
+                from_app=schema.family == APP_FAMILY or schema.type.startswith(APP_TYPES),
+                attributes=b"",
+            )
+            for schema in schemas
+        }
+        unclassified = topics.events(UNCLASSIFIED)
+        self._unclassified = Route(unclassified, from_app=False, attributes=fragment(unclassified=True))
+        self._unclassified_app = Route(unclassified, from_app=True, attributes=fragment(unclassified=True))
+
+    def enrich(
+        self,
+        records: Sequence[ConsumerRecord],
+        contexts: Contexts,
+        remembered: Remembered,
+        delivery: Delivery,
+        bytes_max: int,
+    ) -> Done:
+        """Append what these records become, up to `bytes_max`; stop early where the writer is full."""
+        done = Done()
+        for record in records:
+            try:
+                self._enrich(record, contexts, remembered, delivery, done)
+            except Unreadable as error:
+                if not self._bury(DeadLetter(record, STAGE, EventCode.UNREADABLE, str(error)), delivery, done):
+                    break
+            except RecordTooLarge as error:
+                detail = f"larger than a batch may be once enriched: {error}"
+                if not self._bury(DeadLetter(record, STAGE, EventCode.UNREADABLE, detail), delivery, done):
+                    break
+            except WriterFull:
+                break
+            done.records += 1
+            if done.appended_bytes >= bytes_max:
+                break
+        return done
+
+    def _enrich(
+        self,
+        record: ConsumerRecord,
+        contexts: Contexts,
+        remembered: Remembered,
+        delivery: Delivery,
+        done: Done,
+    ) -> None:
+        sent, received, assigned, content_hash = self._ingress.read(record)
+        time, quality = self._place_in_time(sent, received)
+        route = self._routes.get(sent.type) or self._route_unclassified(sent.type)
+        subject = sent.subject or assigned.subject
+        context = contexts.get(record.key)
+        if context is None or context.subject != subject:
+            raise Unreadable("its key is not its subject")
+        id_, source, value, missing = self._complete(record.value, sent, received, assigned, context)
+        if done.received_at is None:
+            done.received_at = received.receipt.received_at
+        identity = f"{subject}\0{source}\0{id_}"
+        if done.identities.get(identity) == content_hash or remembered.holds(identity, content_hash):
+            done.duplicates += 1
+            return
+        attributes = context.attributes if context.since <= time < context.until else context.at(time)
+        if route.from_app and received.receipt.user_agent:
+            attributes += self._user_agents.attributes(received.receipt.user_agent)
+        # One format is three times as fast as encoding an object of these attributes.
+        facts = b',"occurredat":%b,"timequality":"%b","contenthash":"%b","ingressposition":"%d:%d"' % (
+            self._json(time),
+            self._qualities[quality],
+            content_hash.hex().encode(),
+            record.partition,
+            record.offset,
+        )
+        event = splice(value, (missing, received.attributes, facts, attributes, route.attributes))
+        self._writer.append(route.topic, record.partition, record.key, event, HEADERS, delivery)
+        done.identities[identity] = content_hash
+        done.appended_bytes += len(event)
+        done.enriched += 1
+
+    def _place_in_time(self, sent: Sent, received: Received) -> tuple[datetime, TimeQuality]:
+        """Return when it happened, in UTC."""
+        try:
+            time, quality = occurred_at(
+                sent.time or None, received.receipt.received_at, received.clock_offset, self._future_max
+            )
+            return (time if time.tzinfo is UTC else time.astimezone(UTC)), quality
+        except OverflowError:
+            raise Unreadable("its time is out of the calendar") from None
+
+    def _route_unclassified(self, type_: str) -> Route:
+        return self._unclassified_app if type_.startswith(APP_TYPES) else self._unclassified
+
+    def _complete(
+        self, value: bytes, sent: Sent, received: Received, assigned: Assigned, context: Context
+    ) -> tuple[str, str, bytes, bytes]:
+        """Return the event's id, the source of its identity, its bytes, and the required attributes it lacks."""
+        missing = b""
+        nulls = []  # there, but without a value: they would contradict what is added
+        if not (id_ := sent.id or assigned.id):
+            raise Unreadable("it has no id, and none was assigned")
+        if not sent.id:
+            missing += fragment(id=id_)
+            nulls.append("id")
+        if not sent.subject:
+            missing += fragment(subject=context.subject)
+            nulls.append("subject")
+        if sent.source:
+            source = identity_source(context.subject, sent.source)
+        elif source := assigned.source or (received.receipt.sender if context.is_party else ""):
+            missing += fragment(source=source)
+            nulls.append("source")
+        else:
+            missing += context.source
+            nulls.append("source")
+        if not sent.specversion:
+            missing += SPECVERSION
+            nulls.append("specversion")
+        if nulls and any(getattr(sent, name) is not UNSET for name in nulls):
+            value = without(value, nulls)
+        return id_, source, value, missing
+
+    def _bury(self, letter: DeadLetter, delivery: Delivery, done: Done) -> bool:
+        """Append a dead letter; False where the writer is full."""
+        out = dead_letters.outgoing(self._writer, self._dead_letters, letter)
+        try:
+            self._writer.append(out.topic, out.partition, out.key, out.value, out.headers, delivery)
+        except WriterFull:
+            return False
+        done.appended_bytes += len(out.value)
+        done.dead_letters += 1
+        return True
