@@ -6,6 +6,8 @@ ARGS   ?=
 # A person sees pip at work, a log does not.
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check $(shell [ -t 2 ] || echo --quiet)
 
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+
 .DEFAULT_GOAL := help
 .PHONY: help install up demo test unit check schema format adversity lock lock-kafka clean
 
@@ -54,7 +56,8 @@ format: install  ## put the code in order
 
 lock: install    ## pin every dependency, with hashes and without an address
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras pyproject.toml -o requirements.txt --upgrade
+	$(COMPILE) --all-extras --upgrade pyproject.toml -o requirements.txt
+	$(COMPILE) --upgrade --constraints requirements.txt pyproject.toml -o requirements-image.txt
 
 lock-kafka: install ## pin Kafka's jars, after changing a version in src/drm_ingest/up/pin.py
 	$(BIN)/python -m drm_ingest.up.pin

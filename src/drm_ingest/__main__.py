@@ -6,7 +6,7 @@ Each command imports what it needs when it runs, so that `--help` and short tool
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -162,6 +162,37 @@ def topics() -> None:
     for name in created:
         typer.echo(f"created {name}")
     typer.echo("the topics are as they must be")
+
+
+@cli.command()
+def key(
+    sender: Annotated[str, typer.Argument(help="Who is to hold it; made when it does not exist.")],
+    role: Annotated[Literal["sender", "reader", "admin"], typer.Option(help="Of a sender that is made.")] = "sender",
+) -> None:
+    """Make a key and show it, once: the first admin's, from where Postgres can be reached; others through `serve`."""
+    import asyncio
+
+    from asyncpg import PostgresError
+
+    from drm_ingest.postgres.credentials import ensure_key, new_key
+    from drm_ingest.postgres.pool import connect
+    from drm_ingest.settings import Settings
+
+    async def store(plain: str) -> str:
+        connection = await connect(Settings(), "key")
+        try:
+            return await ensure_key(connection, sender, role, plain)
+        finally:
+            await connection.close()
+
+    plain, _hash, _prefix = new_key()
+    try:
+        holds = asyncio.run(store(plain))
+    except (OSError, TimeoutError, PostgresError) as error:
+        typer.echo(f"no key was made: {error}; check DRM_POSTGRES_DSN, and that `migrate` has run", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"sender {sender}, role {holds}; this key is not shown again:", err=True)
+    typer.echo(plain)
 
 
 @cli.command()

@@ -20,18 +20,20 @@ def key_hash(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-async def ensure_key(connection: asyncpg.Connection, sender: str, role: str, key: str) -> None:
-    """Let this sender exist, hold that role and own that key, whose plain text somebody keeps; safe to repeat."""
+async def ensure_key(connection: asyncpg.Connection, sender: str, role: str, key: str) -> str:
+    """Let this sender exist and own that key, whose plain text somebody keeps; safe to repeat.
+
+    Returns the role it has: the one it was made with, by whomever.
+    """
     async with connection.transaction():
         await connection.execute(
-            "INSERT INTO sender (name, role) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET role = excluded.role",
-            sender,
-            role,
+            "INSERT INTO sender (name, role) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING", sender, role
         )
+        row = await connection.fetchrow("SELECT id, role FROM sender WHERE name = $1", sender)
         await connection.execute(
-            "INSERT INTO sender_key (sender, hash, prefix) SELECT id, $2, $3 FROM sender WHERE name = $1 "
-            "ON CONFLICT (hash) DO NOTHING",
-            sender,
+            "INSERT INTO sender_key (sender, hash, prefix) VALUES ($1, $2, $3) ON CONFLICT (hash) DO NOTHING",
+            row["id"],
             key_hash(key),
             key[:PREFIX_CHARACTERS],
         )
+        return str(row["role"])
