@@ -98,7 +98,7 @@ async def test_a_file_changed_after_it_was_applied_is_refused(
 
 async def test_a_file_that_sorts_before_an_applied_one_is_refused(empty: str, tmp_path: Path) -> None:
     await migrate(empty, directory=written(tmp_path, **{"0002_b": "create table b ()"}))
-    with pytest.raises(BadMigrations, match="0001_a.sql sorts before 0002_b.sql"):
+    with pytest.raises(BadMigrations, match=r"0001_a\.sql sorts before 0002_b\.sql"):
         await migrate(empty, directory=written(tmp_path, **{"0001_a": "create table a ()"}))
 
 
