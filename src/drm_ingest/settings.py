@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     directory_max_age_s: Seconds = Field(60.0, description="context older than that is read anew")
     directory_timeout_s: Seconds = Field(1.0, description="then events go on without context, and say so")
     attach_batch_records_max: Count = Field(2000, description="events in one transaction")
-    attach_remembered_subjects_max: Count = Field(200_000, description="devices remembered as registered")
+    attach_remembered_devices_max: Count = Field(200_000, description="devices remembered as registered")
     keeper_interval_s: Seconds = Field(3600.0, description="how often partitions of events are made and dropped")
     event_partitions_ahead_months: Count = Field(2, le=24, description="partitions of events made in advance")
     event_retention_days: Count = Field(730, description="older partitions of events are dropped")
