@@ -78,7 +78,7 @@ def test_a_process_that_is_killed_comes_back_with_a_new_pid_and_is_told_of(make:
 
 
 def test_a_process_that_cannot_start_is_given_up_with_its_last_words(make: Maker, supervisor: Supervisor) -> None:
-    with pytest.raises(StartError, match=r"edge ended 3 times before it was ready(.|\n)*the disk is full"):
+    with pytest.raises(StartError, match=r"edge ended 2 times before it was ready(.|\n)*the disk is full"):
         supervisor.start([make("edge", FAILS)])
 
 

@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -149,9 +148,9 @@ def _display(console: Console, count: int, total_bytes: int) -> Iterator[Advance
     """A progress bar for a person, one line at either end for a log."""
     what = f"Apache Kafka, {count} files"
     if not console.is_terminal:
-        print(f"fetching {what}, {total_bytes / 1e6:.0f} MB …", file=sys.stderr, flush=True)  # noqa: T201
+        console.print(f"fetching {what}, {total_bytes / 1e6:.0f} MB …", highlight=False)
         yield lambda _count: None
-        print(f"fetched {what}", file=sys.stderr, flush=True)  # noqa: T201
+        console.print(f"fetched {what}", highlight=False)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as bar:

@@ -14,7 +14,7 @@ BACKOFF_MAX_S = 5.0
 HEALTHY_S = 30.0  # alive for so long: the next death is news, not a series
 TOLD_ANYWAY_S = 3.0  # a restarted process that is alive but not ready by then is told of all the same
 POLL_S = 0.05
-START_ATTEMPTS = 3
+START_ATTEMPTS = 2  # before the first time that all are ready: then it is rather a mistake than bad luck
 TELL_S = 10.0
 LOG_TRIM_S = 10.0
 
@@ -77,9 +77,9 @@ class Supervisor:
             self.check_stop()
             now = time.monotonic()
             for member in waiting:
+                if not member.child.alive and member.deaths == START_ATTEMPTS - 1 and member.restart_at is None:
+                    raise StartError(f"{member.name} ended {START_ATTEMPTS} times before it was ready", member.child)
                 self._tend(member, now)
-                if member.deaths >= START_ATTEMPTS:
-                    raise StartError(f"{member.name} ended {member.deaths} times before it was ready", member.child)
                 if now - told_at > TELL_S and member.reason:
                     told_at = now
                     self.say(f"  waiting for {member.name}: {member.reason}; its log is {member.child.log_file}")
