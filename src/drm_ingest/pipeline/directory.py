@@ -66,6 +66,10 @@ class Directory:
             self._connecting.cancel()
             await asyncio.wait([self._connecting])
 
+    def __len__(self) -> int:
+        """How many contexts are kept."""
+        return len(self._kept)
+
     @property
     def connected(self) -> bool:
         """Whether Postgres answers, as far as is known."""

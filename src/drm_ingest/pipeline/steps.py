@@ -4,7 +4,7 @@ read ─▶ place in time ─▶ family ─▶ context ─▶ user agent ─▶ 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -29,6 +29,7 @@ from drm_ingest.settings import Settings
 STAGE = "enrich"
 APP_TYPES = "app."
 APP_FAMILY = "interaction"
+DEAD_KEY_BYTES_MAX = 4096
 SPECVERSION = fragment(specversion="1.0")
 HEADERS = [("content-type", CONTENT_TYPE_EVENT)]  # one list for all: the writer takes lists as they are
 
@@ -62,7 +63,8 @@ class Steps:
         topics = Topics.of(settings)
         self._writer = writer
         self._ingress = IngressReader(settings.event_bytes_max)
-        self._dead_letters = topics.dead_letters
+        self._topics = topics
+        self._dead_letter_bytes_max = settings.writer_batch_bytes_max // 2
         self._user_agents = user_agents
         self._future_max = timedelta(seconds=settings.event_future_max_s)
         self._json = msgspec.json.Encoder().encode
@@ -189,9 +191,16 @@ class Steps:
 
     def _bury(self, letter: DeadLetter, delivery: Delivery, done: Done) -> bool:
         """Append a dead letter; False where the writer is full."""
-        out = dead_letters.outgoing(self._writer, self._dead_letters, letter)
+        out = dead_letters.outgoing(self._writer, self._topics, letter)
         try:
             self._writer.append(out.topic, out.partition, out.key, out.value, out.headers, delivery)
+        except RecordTooLarge:
+            # A record like this was not written by the edge; what tells it apart is in what is kept.
+            record, kept = letter.record, self._dead_letter_bytes_max
+            note = f"{letter.detail} (of {len(out.value)} bytes the first {kept} are kept, without its headers)"
+            record = replace(record, key=out.key[:DEAD_KEY_BYTES_MAX], value=out.value[:kept], headers=())
+            cut = replace(letter, record=record, detail=note)
+            return self._bury(cut, delivery, done)
         except WriterFull:
             return False
         done.appended_bytes += len(out.value)

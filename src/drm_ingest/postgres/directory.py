@@ -18,13 +18,13 @@ CHANNEL = "drm_directory"
 
 _LOOK_UP = """
 with asked as (
-    select subject, null::uuid as self, subject as about
+    select subject, null::uuid as self, subject collate "C" as about
     from unnest($1::text[]) as device(subject)
   union all
-    select named.subject, party.id, 'party:' || party.id
+    select named.subject, party.id, ('party:' || party.id) collate "C"
     from unnest($2::text[], $3::uuid[]) as named(subject, id) join party using (id)
   union all
-    select named.subject, party_ref.party, 'party:' || party_ref.party
+    select named.subject, party_ref.party, ('party:' || party_ref.party) collate "C"
     from unnest($4::text[], $5::text[], $6::text[]) as named(subject, namespace, ref)
     join party_ref using (namespace, ref)
 )
@@ -100,7 +100,7 @@ class DirectoryConnection:
 
     async def catch_up(self, timeout_s: float) -> None:
         """Return when every change acknowledged before now has been heard of."""
-        await self._connection.execute("", timeout=timeout_s)
+        await self._connection.execute("select", timeout=timeout_s)
 
     def give_up(self) -> None:
         """Close without waiting for anything."""
