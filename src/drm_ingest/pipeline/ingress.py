@@ -129,4 +129,7 @@ def _check_escapes(value: bytes) -> None:
     if _NUL.search(value):
         raise Unreadable("it contains the character NUL")
     if _SURROGATE.search(value):
-        msgspec.json.decode(value)  # looks into everything, and refuses a surrogate without its other half
+        try:
+            msgspec.json.decode(value)  # looks into everything, and refuses a surrogate without its other half
+        except msgspec.DecodeError as error:
+            raise Unreadable(f"it contains a lone surrogate, or what else is no text: {error}") from None

@@ -153,9 +153,12 @@ class Steps:
             time, quality = occurred_at(
                 sent.time or None, received.receipt.received_at, received.clock_offset, self._future_max
             )
-            return (time if time.tzinfo is UTC else time.astimezone(UTC)), quality
+            time = time if time.tzinfo is UTC else time.astimezone(UTC)
         except OverflowError:
             raise Unreadable("its time is out of the calendar") from None
+        if time.year == 1:
+            raise Unreadable("its time is that of a clock that was never set")
+        return time, quality
 
     def _route_unclassified(self, type_: str) -> Route:
         return self._unclassified_app if type_.startswith(APP_TYPES) else self._unclassified
