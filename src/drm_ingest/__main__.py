@@ -214,5 +214,14 @@ def demo(
     raise typer.Exit(run_beside_own_up(context.find_root().params["data_dir"]))
 
 
+@cli.command()
+def serve() -> None:
+    """Serve the registry, the records and the timelines, until SIGTERM."""
+    from drm_ingest.serve.app import run
+    from drm_ingest.settings import Settings
+
+    run(Settings())
+
+
 if __name__ == "__main__":
     cli()

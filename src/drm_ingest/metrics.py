@@ -41,6 +41,9 @@ class Metrics:
         self.connections = gauge("drm_connections", "Open connections.", "transport")
         self.credentials_age_seconds = gauge("drm_credentials_age_seconds", "Since the credential snapshot was read.")
 
+        # -- serve
+        self.request_seconds = histogram("drm_request_seconds", "A request of serve from its first byte to its answer.")
+
         # -- Kafka
         self.batch_events = histogram("drm_produce_batch_events", "Events in a batch written to a partition.", EVENTS)
         self.produce_seconds = histogram("drm_produce_seconds", "A batch from sending to its acknowledgement.")

@@ -122,6 +122,10 @@ class Settings(BaseSettings):
     event_partitions_ahead_months: Count = Field(2, le=24, description="partitions of events made in advance")
     event_retention_days: Count = Field(730, description="older partitions of events are dropped")
 
+    # -- serve --------------------------------------------------------------------------------------------------
+    serve_body_bytes_max: Bytes = Field(1 * MiB, description="a request that makes or changes something")
+    serve_connections_max: Count = Field(1000, description="open at a time; above: 503")
+
     # -- what people see ----------------------------------------------------------------------------------------
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     schemas_dir: Path | None = Field(None, description="default: the schemas shipped with the package")

@@ -5,6 +5,7 @@ sender's bytes, and `serve` hands the text on); times are aware `datetime`, iden
 """
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import asyncpg
@@ -32,8 +33,17 @@ class Pool(asyncpg.Pool):  # type: ignore[misc]  # asyncpg has no types
         return super().acquire(timeout=self._acquire_timeout_s if timeout is None else timeout)
 
 
-def open_pool(settings: Settings, application_name: str, *, connections_max: int | None = None) -> Pool:
-    """Return a pool to enter with `async with`; connections are made when first needed, so Postgres may be down."""
+def open_pool(
+    settings: Settings,
+    application_name: str,
+    *,
+    connections_max: int | None = None,
+    server_settings: Mapping[str, str] | None = None,
+) -> Pool:
+    """Return a pool to enter with `async with`; connections are made when first needed, so Postgres may be down.
+
+    `server_settings` are further parameters of its sessions, such as those of the planner.
+    """
     pool = Pool(
         settings.postgres_dsn.get_secret_value(),
         min_size=0,
@@ -43,7 +53,7 @@ def open_pool(settings: Settings, application_name: str, *, connections_max: int
         loop=asyncio.get_running_loop(),
         connection_class=asyncpg.Connection,
         record_class=asyncpg.Record,
-        **_bounds(settings, application_name),
+        **_bounds(settings, application_name, server_settings or {}),
     )
     pool._acquire_timeout_s = settings.postgres_acquire_timeout_s
     return pool
@@ -51,10 +61,10 @@ def open_pool(settings: Settings, application_name: str, *, connections_max: int
 
 async def connect(settings: Settings, application_name: str) -> asyncpg.Connection:
     """Return one connection of its own, with the same bounds as those of a pool."""
-    return await asyncpg.connect(settings.postgres_dsn.get_secret_value(), **_bounds(settings, application_name))
+    return await asyncpg.connect(settings.postgres_dsn.get_secret_value(), **_bounds(settings, application_name, {}))
 
 
-def _bounds(settings: Settings, application_name: str) -> dict[str, Any]:
+def _bounds(settings: Settings, application_name: str, server_settings: Mapping[str, str]) -> dict[str, Any]:
     statement_ms = round(settings.postgres_statement_timeout_s * 1000)
     return {
         "timeout": settings.postgres_acquire_timeout_s,
@@ -67,5 +77,6 @@ def _bounds(settings: Settings, application_name: str) -> dict[str, Any]:
             # A process that hangs in mid-transaction must not hold its locks for ever.
             "idle_in_transaction_session_timeout": str(statement_ms),
             "timezone": "UTC",
+            **server_settings,
         },
     }

@@ -1,0 +1,211 @@
+"""Who may send, who the parties are, which devices there are.
+
+NameTaken       a sender of that name is there already
+ReferenceTaken  a reference already names a party
+LastKey         without this key no administrator could get in
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from uuid import UUID
+
+import asyncpg
+
+from drm_ingest.postgres.credentials import key_hash, new_key
+
+_ADMINISTRATORS = 0x64726D_61646D69  # "drm" "admi": the advisory lock of whoever revokes an administrator's key
+
+
+class NameTaken(Exception):
+    """A sender of that name is there already."""
+
+    def __init__(self, sender: UUID) -> None:
+        super().__init__(f"sender {sender} has that name")
+        self.sender = sender
+
+
+class ReferenceTaken(Exception):
+    """A reference already names a party."""
+
+    def __init__(self, reference: str, party: UUID) -> None:
+        super().__init__(f"{reference} is party {party}")
+        self.reference, self.party = reference, party
+
+
+class LastKey(Exception):
+    """Without this key no administrator could get in."""
+
+
+# -- senders and their keys -------------------------------------------------------------------------------------------
+
+_SENDER = "select id, name, role, device, created_at from sender"
+_KEY = "select id, prefix, created_at, expires_at, revoked_at from sender_key"
+_VALID = "revoked_at is null and (expires_at is null or expires_at > clock_timestamp())"
+
+
+async def sender_of_key(db: asyncpg.Connection | asyncpg.Pool, key: str) -> asyncpg.Record | None:
+    """Return the sender (id, name, role, device) whose key this is now; None for an unknown, revoked or expired key."""
+    return await db.fetchrow(
+        "select sender.id, name, role, device from sender_key join sender on sender.id = sender_key.sender "
+        f"where hash = $1 and {_VALID}",
+        key_hash(key),
+    )
+
+
+async def create_sender(db: asyncpg.Connection, name: str, role: str, device: str | None) -> asyncpg.Record:
+    """Return the new sender; raises NameTaken."""
+    row = await db.fetchrow(
+        "insert into sender (name, role, device) values ($1, $2, $3) on conflict (name) do nothing "
+        "returning id, name, role, device, created_at",
+        name, role, device,
+    )  # fmt: skip
+    if row is None:
+        raise NameTaken(await db.fetchval("select id from sender where name = $1", name))
+    return row
+
+
+async def sender(db: asyncpg.Connection, id_: UUID) -> asyncpg.Record | None:
+    return await db.fetchrow(f"{_SENDER} where id = $1", id_)
+
+
+async def senders(db: asyncpg.Connection, after: UUID | None, limit: int) -> list[asyncpg.Record]:
+    """Return senders by age, those after `after`."""
+    rows: list[asyncpg.Record] = await db.fetch(
+        f"{_SENDER} where id > $1 order by id limit $2", after or UUID(int=0), limit
+    )
+    return rows
+
+
+async def create_key(
+    db: asyncpg.Connection, sender: UUID, expires_at: datetime | None
+) -> tuple[asyncpg.Record, str] | None:
+    """Return the new key's row and the key itself, which is kept nowhere; None where there is no such sender."""
+    key, hash_, prefix = new_key()
+    try:
+        row = await db.fetchrow(
+            "insert into sender_key (sender, hash, prefix, expires_at) values ($1, $2, $3, $4) "
+            "returning id, prefix, created_at, expires_at, revoked_at",
+            sender, hash_, prefix, expires_at,
+        )  # fmt: skip
+    except asyncpg.ForeignKeyViolationError:
+        return None
+    return row, key
+
+
+async def keys(db: asyncpg.Connection, sender: UUID, after: UUID | None, limit: int) -> list[asyncpg.Record]:
+    """Return a sender's keys by age, the revoked and expired ones too."""
+    rows: list[asyncpg.Record] = await db.fetch(
+        f"{_KEY} where sender = $1 and id > $2 order by id limit $3", sender, after or UUID(int=0), limit
+    )
+    return rows
+
+
+async def revoke_keys(db: asyncpg.Connection, sender: UUID, key: UUID | None) -> int | None:
+    """Revoke one key of a sender, or all; return how many were in force until now; None: no such sender or key.
+
+    Raises:
+        LastKey: no administrator would be left with a key; nothing was revoked.
+    """
+    async with db.transaction():
+        # Two administrators who revoke each other at the same moment would both find the other's key in force.
+        await db.execute("select pg_advisory_xact_lock($1)", _ADMINISTRATORS)
+        if key is None:
+            known = await db.fetchval("select true from sender where id = $1", sender)
+        else:
+            known = await db.fetchval("select true from sender_key where sender = $1 and id = $2", sender, key)
+        if not known:
+            return None
+        revoked = await db.fetch(
+            "update sender_key set revoked_at = clock_timestamp() "
+            f"where sender = $1 and ($2::uuid is null or id = $2) and {_VALID} returning id",
+            sender, key,
+        )  # fmt: skip
+        if revoked and not await db.fetchval(
+            "select exists (select from sender_key join sender on sender.id = sender_key.sender "
+            f"where role = 'admin' and {_VALID})"
+        ):
+            raise LastKey
+        return len(revoked)
+
+
+# -- parties ----------------------------------------------------------------------------------------------------------
+
+_PARTY = """
+select id, kind, name, created_at,
+       coalesce((select jsonb_object_agg(namespace, ref) from party_ref where party = party.id), '{}') as refs
+from party"""
+
+
+async def create_party(db: asyncpg.Connection, kind: str, name: str, refs: Mapping[str, str]) -> asyncpg.Record:
+    """Return the new party; raises ReferenceTaken, and then nothing was created."""
+    async with db.transaction():
+        party = await db.fetchval("insert into party (kind, name) values ($1, $2) returning id", kind, name)
+        for namespace, ref in sorted(refs.items()):  # in one order for all, or two requests could wait for each other
+            taken = await db.fetchval(
+                "insert into party_ref (namespace, ref, party) values ($1, $2, $3) on conflict do nothing "
+                "returning party",
+                namespace, ref, party,
+            )  # fmt: skip
+            if taken is None:
+                holder = await db.fetchval(
+                    "select party from party_ref where namespace = $1 and ref = $2", namespace, ref
+                )
+                raise ReferenceTaken(f"{namespace}:{ref}", holder)
+        return await db.fetchrow(f"{_PARTY} where id = $1", party)
+
+
+async def find_party(db: asyncpg.Connection, name: str) -> UUID | None:
+    """Return the id of the party called `name`: its id, or a reference such as `crm:778`; None where there is none."""
+    namespace, colon, ref = name.partition(":")
+    found: UUID | None
+    if colon:
+        found = await db.fetchval("select party from party_ref where namespace = $1 and ref = $2", namespace, ref)
+        return found
+    try:
+        id_ = UUID(name)
+    except ValueError:
+        return None
+    found = await db.fetchval("select id from party where id = $1", id_)
+    return found
+
+
+async def party(db: asyncpg.Connection, id_: UUID) -> asyncpg.Record | None:
+    """Return id, kind, name, created_at, refs (JSON text); parties are never deleted."""
+    return await db.fetchrow(f"{_PARTY} where id = $1", id_)
+
+
+async def parties(
+    db: asyncpg.Connection, *, kind: str | None, reference: str | None, after: UUID | None, limit: int
+) -> list[asyncpg.Record]:
+    """Return parties by age, those after `after`."""
+    if reference is not None:
+        found = await find_party(db, reference)
+        row = await party(db, found) if found else None
+        return [row] if row and kind in (None, row["kind"]) and (after is None or row["id"] > after) else []
+    return list(
+        await db.fetch(
+            f"{_PARTY} where id > $1 and ($2::text is null or kind = $2) order by id limit $3",
+            after or UUID(int=0), kind, limit,
+        )
+    )  # fmt: skip
+
+
+# -- devices ----------------------------------------------------------------------------------------------------------
+
+
+async def put_device(db: asyncpg.Connection, subject: str, model: str | None, firmware: str | None) -> bool:
+    """Register a device, or say anew what it is; return whether it was unknown."""
+    created: bool = await db.fetchval(
+        "insert into device (subject, model, firmware, registered_by) values ($1, $2, $3, 'registry') "
+        "on conflict (subject) do update "
+        "set model = excluded.model, firmware = excluded.firmware, registered_by = excluded.registered_by "
+        "returning old.subject is null",  # `old` in returning: Postgres 18
+        subject, model, firmware,
+    )  # fmt: skip
+    return created
+
+
+async def device(db: asyncpg.Connection, subject: str) -> asyncpg.Record | None:
+    return await db.fetchrow(
+        "select subject, model, firmware, registered_at, registered_by from device where subject = $1", subject
+    )

@@ -1,0 +1,97 @@
+"""Who asks, what they may, and the connection to Postgres that a request gets for it.
+
+Every request is looked up in Postgres anew, so a revoked key is refused at once.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Annotated
+from uuid import UUID
+
+import asyncpg
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBasic, HTTPBasicCredentials, HTTPBearer
+
+from drm_ingest.errors import Refusal
+from drm_ingest.postgres import registry
+from drm_ingest.postgres.credentials import KEY_PREFIX
+from drm_ingest.postgres.pool import Pool
+from drm_ingest.serve.problems import store_failures_refused
+from drm_ingest.settings import Settings
+
+KEY_CHARACTERS_MAX = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What a request needs to reach Postgres; `app.state.store`."""
+
+    pool: Pool
+    settings: Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose key it is."""
+
+    id: UUID
+    name: str
+    role: str
+    device: str | None
+
+
+_bearer = HTTPBearer(auto_error=False, description="A key.")
+_basic = HTTPBasic(auto_error=False, description="A key as the user name; the password is ignored.")
+
+
+async def caller(
+    request: Request,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    basic: Annotated[HTTPBasicCredentials | None, Depends(_basic)],
+) -> Caller:
+    """Return whose key was sent.
+
+    Raises:
+        Refusal: unauthenticated.
+    """
+    key = bearer.credentials if bearer else basic.username if basic else ""
+    if not key:
+        raise Refusal("unauthenticated", "Send a key: Authorization: Bearer <key>, or Basic with it as user name.")
+    row = None
+    # What cannot be a key is not worth a question to Postgres.
+    if key.startswith(KEY_PREFIX) and len(key) <= KEY_CHARACTERS_MAX and key.isascii():
+        store: Store = request.app.state.store
+        with store_failures_refused(store.settings.retry_after_s):
+            row = await registry.sender_of_key(store.pool, key)
+    if row is None:
+        raise Refusal("unauthenticated", "This key is unknown, revoked or expired; ask an administrator for a new one.")
+    request.state.sender = row["name"]
+    return Caller(row["id"], row["name"], row["role"], row["device"])
+
+
+Anyone = Annotated[Caller, Depends(caller)]
+
+
+def _having(*roles: str) -> Callable[[Caller], Caller]:
+    def allowed(caller: Anyone) -> Caller:
+        if caller.role not in roles:
+            raise Refusal("forbidden", f"This needs the key of a sender with the role {' or '.join(roles)}.")
+        return caller
+
+    return allowed
+
+
+admin = _having("admin")
+reader = _having("admin", "reader")
+Admin = Annotated[Caller, Depends(admin)]
+
+
+async def connection(request: Request) -> AsyncIterator[asyncpg.Connection]:
+    """Lend a connection until the answer is made."""
+    store: Store = request.app.state.store
+    with store_failures_refused(store.settings.retry_after_s):
+        async with store.pool.acquire() as db:
+            yield db
+
+
+Db = Annotated[asyncpg.Connection, Depends(connection, scope="function")]

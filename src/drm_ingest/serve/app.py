@@ -1,0 +1,102 @@
+"""serve, put together: settings → pool → rooms."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import asyncpg
+import uvicorn
+from fastapi import FastAPI
+
+from drm_ingest import health, logs
+from drm_ingest.metrics import Metrics
+from drm_ingest.postgres.migrate import BadMigrations, pending
+from drm_ingest.postgres.pool import Pool, open_pool
+from drm_ingest.serve import devices, events, parties, problems, records, relationships, senders
+from drm_ingest.serve.access import Store
+from drm_ingest.serve.requests import Requests
+from drm_ingest.settings import Settings
+
+READINESS_INTERVAL_S = 2.0
+# Each question here has its index. Compiling it would take longer than answering it, and a partition that was empty
+# when a plan was made would be read whole long after.
+PLANNER = {"jit": "off", "enable_seqscan": "off"}
+
+DESCRIPTION = """
+Who may send, whom events belong to, and the records that come of it.
+
+Every request needs a key: `Authorization: Bearer drm_…`, or Basic with the key as user name.
+Times are RFC 3339 with an offset and are answered in UTC. Lists are `{"items": […], "next": cursor or null}`.
+Whatever goes wrong is problem+json (RFC 9457) with a stable `code`.
+"""
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is in flight."""
+    logs.configure(settings, "serve")
+    uvicorn.run(
+        build(settings, Metrics("serve")),
+        host=settings.serve_host,
+        port=settings.serve_port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=settings.serve_connections_max,
+        timeout_keep_alive=round(settings.connection_idle_timeout_s),
+        timeout_graceful_shutdown=round(settings.drain_timeout_s),
+    )
+
+
+def build(settings: Settings, metrics: Metrics) -> FastAPI:
+    """Return the application; Postgres is reached when it starts and may be down then."""
+    readiness = Readiness()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_pool(settings, "drm serve", server_settings=PLANNER) as pool:
+            app.state.store = Store(pool, settings)
+            watching = asyncio.create_task(readiness.watch(pool), name="readiness")
+            try:
+                yield
+            finally:
+                watching.cancel()
+                await asyncio.wait([watching])
+
+    app = FastAPI(
+        title="drm-ingest: serve",
+        version="1",
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    problems.install(app)
+    app.add_middleware(Requests, settings=settings, metrics=metrics)
+    app.include_router(health.router(metrics, lambda: readiness.reason))
+    # records takes /v1/parties/{anything}, and so stands behind parties.
+    for room in (senders, parties, records, devices, relationships, events):
+        app.include_router(room.routes)
+    return app
+
+
+class Readiness:
+    """Why requests could not be answered now; None: they could."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = "starting"
+
+    async def watch(self, pool: Pool) -> None:
+        """Ask Postgres again and again, until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(READINESS_INTERVAL_S):
+                    todo = await pending(pool)
+                self.reason = f"run drm-ingest migrate: {', '.join(todo)} is missing" if todo else None
+            except BadMigrations as error:
+                self.reason = str(error)
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                self.reason = f"Postgres cannot be reached: {error or type(error).__name__}"
+            await asyncio.sleep(READINESS_INTERVAL_S)

@@ -1,0 +1,106 @@
+"""Devices: what each is, who is related to it, and what it has done."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Path, Query, Response
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from drm_ingest.errors import Refusal
+from drm_ingest.event import PARTY_PREFIX
+from drm_ingest.postgres import records, registry, relationships
+from drm_ingest.serve import events
+from drm_ingest.serve.access import Db, admin, reader
+from drm_ingest.serve.problems import documented, invalid
+from drm_ingest.serve.records import Activity, activity
+from drm_ingest.serve.shapes import ITEMS_MAX, Page, Request, Subject, Text, Time
+
+routes = APIRouter(prefix="/v1/devices", tags=["devices"])
+
+DeviceId = Annotated[Subject, Path(description="its id, percent-encoded", examples=["meter-7"])]
+Label = Annotated[Text, StringConstraints(min_length=1, max_length=200)]
+
+
+class DeviceDescription(Request):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "Thermo 3", "firmware": "3.1.4"}]})
+
+    model: Label | None = Field(None, description="left out or null: unknown")
+    firmware: Label | None = Field(None, description="left out or null: unknown")
+
+
+class Device(BaseModel):
+    id: str = Field(examples=["meter-7"])
+    model: str | None = Field(examples=["Thermo 3"])
+    firmware: str | None = Field(examples=["3.1.4"])
+    registered_at: Time
+    registered_by: str = Field(description="what made it known first, or `registry`: was described since")
+
+
+class Related(BaseModel):
+    """Who holds a role on it now."""
+
+    party: UUID
+    kind: str = Field(examples=["customer"])
+    name: str = Field(examples=["Ada Byron"])
+    role: str = Field(examples=["owner"])
+    relationship: UUID
+    valid_from: Time | None
+    valid_to: Time | None
+
+
+class DeviceRecord(Device, Activity):
+    """A device and all that happened on it, whoever held it."""
+
+    claimed: bool = Field(description="somebody holds a role on it now")
+    related: list[Related] = Field(description=f"at most {ITEMS_MAX}; all of them: GET /v1/relationships?subject=…")
+
+
+async def _device(db: Db, id_: str) -> Device:
+    row = await registry.device(db, id_)
+    if row is None:
+        detail = f"There is no device {id_}; its first event, a relation or PUT /v1/devices/… makes it known."
+        raise Refusal("not_found", detail)
+    return Device(id=id_, **row)
+
+
+@routes.put(
+    "/{device:path}",
+    summary="Register a device, or describe it anew",
+    description="200, or 201 where it was unknown.",
+    responses={201: {"model": Device, "description": "It was unknown."}, **documented()},
+    dependencies=[Depends(admin)],
+)
+async def put(device: DeviceId, body: DeviceDescription, response: Response, db: Db) -> Device:
+    if device.startswith(PARTY_PREFIX):
+        raise invalid(f"{PARTY_PREFIX} is how subjects that are parties begin.", parameter="device")
+    if await registry.put_device(db, device, body.model, body.firmware):
+        response.status_code = 201
+    return await _device(db, device)
+
+
+# An id may hold a slash, so the path parameter takes what is left; the longer path stands first.
+@routes.get(
+    "/{device:path}/events",
+    summary="What happened on a device, newest first",
+    responses=documented("not_found"),
+    dependencies=[Depends(reader)],
+)
+async def list_events(device: DeviceId, query: Annotated[events.EventsQuery, Query()], db: Db) -> Page[events.Event]:
+    await _device(db, device)
+    list_ = f"events of {device}"
+    found = await records.events_of_subject(db, device, events.wanted(query, list_))
+    rows, next_ = events.page(found, query, list_)
+    return Page(items=[events.Event(**row) for row in rows], next=next_)
+
+
+@routes.get(
+    "/{device:path}",
+    summary="The record of a device",
+    responses=documented("not_found"),
+    dependencies=[Depends(reader)],
+)
+async def read(device: DeviceId, db: Db) -> DeviceRecord:
+    known = await _device(db, device)
+    related = [Related(**row) for row in await relationships.held_now(db, device, ITEMS_MAX)]
+    done = activity(await records.of_subject(db, device))
+    return DeviceRecord(**dict(known), **dict(done), claimed=bool(related), related=related)

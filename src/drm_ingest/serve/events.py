@@ -1,0 +1,168 @@
+"""Events: how they are shown, and what became of one."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import asyncpg
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field, StringConstraints
+
+from drm_ingest.errors import Refusal
+from drm_ingest.event import ID_CHARACTERS_MAX, PARTY_PREFIX, SOURCE_CHARACTERS_MAX, identity_source
+from drm_ingest.postgres import fates, records, registry, relationships
+from drm_ingest.serve import pages
+from drm_ingest.serve.access import Anyone, Db
+from drm_ingest.serve.problems import documented
+from drm_ingest.serve.shapes import EventType, Json, PageQuery, Request, Subject, Text, Time
+
+routes = APIRouter(prefix="/v1/events", tags=["events"])
+
+_DATA = {"temperature": 21.4}
+
+
+class Event(BaseModel):
+    """An event as it is stored."""
+
+    subject: str = Field(examples=["meter-7"])
+    source: str = Field(description="empty: sent without one", examples=[""])
+    id: str = Field(examples=["8f14e45f"])
+    type: str = Field(examples=["device.measurement"])
+    occurred_at: Time = Field(description="when it happened, by our clock")
+    occurred_at_raw: str | None = Field(description="`time` as sent; null: none was")
+    time_quality: str = Field(description="sent, corrected, assumed or clamped", examples=["sent"])
+    received_at: Time = Field(description="at the edge")
+    recorded_at: Time = Field(description="here")
+    sequence: str | None
+    sender: str = Field(examples=["thermostat fleet"])
+    dataschema: str | None = Field(examples=["1.0"])
+    data: Json = Field(examples=[_DATA])
+
+
+class EventsQuery(PageQuery):
+    """Of lists of events; newest first."""
+
+    type: list[EventType] = Field([], max_length=50, description="only these types; repeatable")
+    since: Time | None = Field(None, description="that happened then or later")
+    until: Time | None = Field(None, description="that happened before then")
+
+
+def wanted(query: EventsQuery, list_: str) -> records.Wanted:
+    """Return what a list of events asks of Postgres: one more than its page, to know whether there is a next one."""
+    after = pages.start(query, list_, records.Position)
+    return records.Wanted(query.type, query.since, query.until, after, query.limit + 1)
+
+
+def page(
+    found: Sequence[asyncpg.Record], query: EventsQuery, list_: str
+) -> tuple[Sequence[asyncpg.Record], str | None]:
+    """Return the rows of the page, and its `next`."""
+    rows, last = pages.cut(found, query)
+    if last is None:
+        return rows, None
+    position = records.Position(last["occurred_at"], last["subject"], last["source"], last["id"])
+    return rows, pages.end(query, list_, position)
+
+
+class DeadLetter(BaseModel):
+    """An event set aside after its 200, with the reason."""
+
+    stage: str = Field(examples=["attach"])
+    code: str = Field(examples=["id_conflict"])
+    detail: str
+    recorded_at: Time
+    topic: str = Field(description="where its bytes are", examples=["drm.dead-letters"])
+    partition: int
+    offset: int
+
+
+class Attached(BaseModel):
+    """A party whose record the event is on."""
+
+    party: UUID
+    kind: str = Field(examples=["customer"])
+    roles: list[str] = Field(description="held when it happened; `self`: it is about the party", examples=[["owner"]])
+
+
+class Fate(BaseModel):
+    """What became of an event, asked for by its identity."""
+
+    subject: str = Field(examples=["meter-7"])
+    source: str = Field(examples=[""])
+    id: str = Field(examples=["8f14e45f"])
+    fate: Literal["pending", "attached", "duplicate", "dead_letter"] = Field(examples=["attached"])
+    detail: str = Field(description="what that means", examples=["It is stored, once."])
+    event: Event | None = Field(description="null: not stored, dropped by retention, or sent by somebody else")
+    attached_to: list[Attached]
+    dead_letters: list[DeadLetter] = Field(description="other events under the same identity, and refused rows")
+
+
+class FateQuery(Request):
+    subject: Subject
+    id: Annotated[Text, StringConstraints(min_length=1, max_length=ID_CHARACTERS_MAX)] = Field(
+        description="as sent, or as assigned in the answer"
+    )
+    source: Annotated[Text, StringConstraints(max_length=SOURCE_CHARACTERS_MAX)] | None = Field(
+        None, description="as sent; left out: none for a device, the name of this key's sender for a party"
+    )
+
+
+@routes.get(
+    "",
+    summary="What became of an event",
+    description="A sender's key may ask for what it sent: of an event stored as another sender's it learns only that "
+    "it is there (`duplicate`), and a key bound to a device learns of no other device.",
+    responses=documented(),
+)
+async def fate(query: Annotated[FateQuery, Query()], caller: Anyone, db: Db) -> Fate:
+    subject, id_ = query.subject, query.id
+    if caller.role == "sender" and caller.device not in (None, subject):
+        raise Refusal("forbidden", f"This key is bound to {caller.device}.")
+    source = query.source
+    if source is None:
+        source = caller.name if subject.startswith(PARTY_PREFIX) else ""
+    source = identity_source(subject, source)
+    stored = await fates.stored(db, subject, source, id_)
+    dead = await fates.dead_letters(db, subject, source, id_)
+    answer = Fate(
+        subject=subject, source=source, id=id_, fate="pending", detail=_PENDING, event=None, attached_to=[],
+        dead_letters=[DeadLetter(**row) for row in dead],
+    )  # fmt: skip
+    if stored is None:
+        if dead:
+            answer.fate, answer.detail = "dead_letter", "It was set aside; dead_letters says why and what to do."
+        return answer
+    dropped, own = stored["event_id"] is None, caller.role != "sender" or stored["sender"] == caller.name
+    if not own and not dropped:
+        answer.fate, answer.detail, answer.dead_letters = "duplicate", _DUPLICATE, []
+        return answer
+    answer.fate, answer.detail = "attached", _DROPPED if dropped else _ATTACHED_FIRST if dead else _ATTACHED
+    if own:
+        answer.event = None if dropped else Event(**stored)
+        answer.attached_to = await _attached_to(db, subject, stored["occurred_at"])
+    return answer
+
+
+_PENDING = (
+    "Not stored yet. If the sending was answered 200 it will be, within seconds unless attach is behind; "
+    "without a 200 it may never have arrived: send it again, which is always safe."
+)
+_ATTACHED = "It is stored, once."
+_ATTACHED_FIRST = "The first event under this identity is stored, once; others under it are in dead_letters."
+_DROPPED = "It was stored, once; the event itself has been dropped by retention."
+_DUPLICATE = (
+    "An event with this identity is stored, sent first by another sender; if it is the same, yours was a repeat of it."
+)
+
+
+async def _attached_to(db: asyncpg.Connection, subject: str, at: Any) -> list[Attached]:
+    """Return the parties on whose record an event of this subject and time is: by role, or because it is about them."""
+    held_on = await relationships.canonical_subject(db, subject)
+    if held_on is None:
+        return []
+    parties = [Attached(**row) for row in await relationships.held_at(db, held_on, at)]
+    if held_on.startswith(PARTY_PREFIX):
+        party = await registry.party(db, UUID(held_on.removeprefix(PARTY_PREFIX)))
+        if party:
+            parties.insert(0, Attached(party=party["id"], kind=party["kind"], roles=["self"]))
+    return parties

@@ -1,0 +1,172 @@
+"""Whatever goes wrong, answered as problem+json (RFC 9457): validation, unknown paths, a Postgres that is down."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import asyncpg
+import orjson
+import structlog
+from asyncpg.exceptions._base import DataError as UnencodableValue  # found by asyncpg itself, before sending
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from drm_ingest.errors import PROBLEMS, Refusal
+
+MEDIA_TYPE_PROBLEM = "application/problem+json"
+VIOLATIONS_MAX = 20
+_BODY_AS_A_WHOLE = ""
+
+_log = structlog.get_logger("drm_ingest.serve")
+
+
+class Violation(BaseModel):
+    """One parameter or field that is wrong."""
+
+    pointer: str | None = Field(None, description="JSON pointer into the body", examples=["/refs/crm"])
+    parameter: str | None = Field(None, description="name of a query or path parameter", examples=["limit"])
+    detail: str = Field(examples=["Input should be less than or equal to 1000"])
+
+
+class ProblemDocument(BaseModel):
+    """Why a request was refused, and what to do (RFC 9457)."""
+
+    type: str = Field(examples=["https://drm-ingest.dev/problems/not_found"])
+    title: str = Field(examples=["There is nothing here."])
+    status: int = Field(examples=[404])
+    code: str = Field(description="stable; program against it", examples=["not_found"])
+    detail: str = Field(description="what to do", examples=["There is no party crm:778."])
+    request_id: str = Field(description="the logs know it", examples=["f1d2d2f924e986ac"])
+    violations: list[Violation] | None = Field(None, description="with `invalid_parameters`")
+
+
+def documented(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """Return the refusals of a route for its OpenAPI; those that any route may give are there already."""
+    by_status: dict[int, list[str]] = {}
+    for code in (*codes, "unauthenticated", "forbidden", "invalid_parameters", "store_unavailable"):
+        by_status.setdefault(PROBLEMS[code].status, []).append(code)
+    return {
+        status: {
+            "model": ProblemDocument,
+            "description": " ".join(f"`{code}`: {PROBLEMS[code].title}" for code in codes),
+            "content": {MEDIA_TYPE_PROBLEM: {"example": _example(codes[0])}},
+        }
+        for status, codes in sorted(by_status.items())
+    }
+
+
+def _example(code: str) -> dict[str, object]:
+    return Refusal(code, PROBLEMS[code].title).body("f1d2d2f924e986ac")
+
+
+def answer(refusal: Refusal, request_id: str) -> Response:
+    """Return the response for a refusal."""
+    headers = {"cache-control": "no-store"}
+    if refusal.retry_after_s is not None:
+        headers["retry-after"] = str(refusal.retry_after_s)
+    if refusal.problem.status == 401:
+        headers["www-authenticate"] = 'Bearer realm="drm-ingest", Basic realm="drm-ingest"'
+    return Response(
+        orjson.dumps(refusal.body(request_id), default=str, option=orjson.OPT_UTC_Z),
+        status_code=refusal.problem.status,
+        headers=headers,
+        media_type=MEDIA_TYPE_PROBLEM,
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Have `app` answer refusals, failed validation and its own 404 and 405 as problems."""
+
+    async def refused(request: Request, error: Refusal) -> Response:
+        request.state.refused = error.problem.code
+        return answer(error, request.state.request_id)
+
+    async def not_valid(request: Request, error: RequestValidationError) -> Response:
+        return await refused(request, _refusal_for(error.errors()))
+
+    async def raised_by_framework(request: Request, error: HTTPException) -> Response:
+        code, detail = {
+            401: ("unauthenticated", "The Authorization header cannot be read; send a key as Bearer or Basic."),
+            404: ("not_found", f"There is no {request.url.path}; /docs lists what there is."),
+            405: (
+                "method_not_allowed",
+                f"{request.url.path} does not take {request.method}; /docs lists what it takes.",
+            ),
+        }.get(error.status_code, ("malformed_json", "The body cannot be read as JSON in UTF-8."))
+        response = await refused(request, Refusal(code, detail))
+        if allow := (error.headers or {}).get("Allow"):
+            response.headers["allow"] = allow
+        return response
+
+    app.exception_handler(Refusal)(refused)
+    app.exception_handler(RequestValidationError)(not_valid)
+    app.exception_handler(HTTPException)(raised_by_framework)
+
+
+def _refusal_for(errors: Sequence[Any]) -> Refusal:
+    """Say where and what is wrong, without repeating what was sent."""
+    if any(error["type"] == "json_invalid" for error in errors):
+        return Refusal("malformed_json", "The body cannot be read as JSON.")
+    violations = [_violation(error) for error in errors[:VIOLATIONS_MAX]]
+    first = violations[0]
+    place = first.get("pointer") or first.get("parameter") or "the body"
+    more = f" (and {len(errors) - 1} more, see violations)" if len(errors) > 1 else ""
+    return Refusal("invalid_parameters", f"{place}: {first['detail']}{more}", violations=violations)
+
+
+def _violation(error: Any) -> dict[str, str]:
+    where, *path = error["loc"]
+    detail = str(error["msg"])
+    if where == "body":
+        pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+        return {"pointer": pointer, "detail": detail}
+    return {"parameter": ".".join(str(part) for part in path) or str(where), "detail": detail}
+
+
+def invalid(detail: str, *, pointer: str | None = None, parameter: str | None = None) -> Refusal:
+    """Return the refusal of one field of the body or one parameter."""
+    place = {"pointer": pointer, "parameter": parameter}
+    violation = {name: value for name, value in place.items() if value is not None} | {"detail": detail}
+    return Refusal("invalid_parameters", f"{pointer or parameter}: {detail}", violations=[violation])
+
+
+@contextmanager
+def store_failures_refused(retry_after_s: int) -> Iterator[None]:
+    """Turn what Postgres does when it is down, overloaded or not migrated into a refusal, and never a 500.
+
+    A change that was under way then may have been made; asking again tells (a repeated one is a 409 that names it).
+    """
+    try:
+        yield
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.UndefinedFunctionError) as error:
+        _log.error("the database is not migrated", error=str(error))
+        raise Refusal(
+            "not_ready", "The database is not up to date; run drm-ingest migrate.", retry_after_s=5
+        ) from error
+    except (asyncpg.DataError, UnencodableValue) as error:
+        raise Refusal("invalid_parameters", "A value is out of the range of what can be stored.") from error
+    except asyncpg.QueryCanceledError as error:
+        detail = "Postgres took too long; ask for less at a time, or try again."
+        raise Refusal("store_unavailable", detail, retry_after_s=retry_after_s) from error
+    except _UNAVAILABLE as error:
+        _log.warning("Postgres cannot be used", error=str(error), kind=type(error).__name__)
+        detail = "Postgres cannot be reached now; try again."
+        raise Refusal("store_unavailable", detail, retry_after_s=retry_after_s) from error
+
+
+_UNAVAILABLE = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,  # the connection closed under us
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # shutting down, starting up, cancelled
+    asyncpg.InsufficientResourcesError,  # too many connections, disk full, out of memory
+    asyncpg.LockNotAvailableError,
+    asyncpg.TransactionRollbackError,  # a deadlock or a conflict of snapshots: trying again helps
+    asyncpg.ReadOnlySQLTransactionError,  # after a fail-over, still on the old primary
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.PostgresSystemError,
+)

@@ -1,0 +1,78 @@
+"""The fields and lists that the rooms of the API share."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, TypeVar
+
+import orjson
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from drm_ingest.event import SUBJECT_CHARACTERS_MAX, TYPE_CHARACTERS_MAX
+
+ITEMS_MAX = 1000
+CURSOR_CHARACTERS_MAX = 2000
+
+
+def _storable(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not contain NUL")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must not contain lone surrogates") from None
+    return text
+
+
+def _in_utc(time: datetime) -> datetime:
+    # Postgres and Python stop at different ends of the calendar; year 9999 is its infinity in asyncpg.
+    try:
+        time = time.astimezone(UTC)
+    except OverflowError:
+        time = datetime.max.replace(tzinfo=UTC)
+    if not 1 < time.year < 9999:
+        raise ValueError("must lie in the years 2 to 9998")
+    return time
+
+
+def _decoded(value: Any) -> Any:
+    return orjson.loads(value) if isinstance(value, str) else value
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+Name = Annotated[Text, StringConstraints(min_length=1, max_length=300)]
+Subject = Annotated[
+    Text,
+    StringConstraints(min_length=1, max_length=SUBJECT_CHARACTERS_MAX),
+    Field(description="a device's id; or party:<id> or party:<namespace>:<ref>"),
+]
+PartyName = Annotated[
+    Text, StringConstraints(min_length=1, max_length=200), Field(description="its id, or a reference such as crm:778")
+]
+EventType = Annotated[Text, StringConstraints(min_length=1, max_length=TYPE_CHARACTERS_MAX)]
+Time = Annotated[AwareDatetime, AfterValidator(_in_utc), Field(description="RFC 3339 with an offset; answered in UTC")]
+Json = Annotated[Any, BeforeValidator(_decoded)]
+"""A jsonb column: asyncpg hands out its text."""
+
+
+class Request(BaseModel):
+    """What is sent: a misspelt field is refused rather than ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class PageQuery(Request):
+    """Of every list."""
+
+    limit: int = Field(100, ge=1, le=ITEMS_MAX, description="items on a page")
+    cursor: str | None = Field(
+        None, max_length=CURSOR_CHARACTERS_MAX, description="`next` of the page before; with the same filters"
+    )
+
+
+Item = TypeVar("Item", bound=BaseModel)
+
+
+class Page(BaseModel, Generic[Item]):
+    """Part of a list."""
+
+    items: list[Item]
+    next: str | None = Field(description="send it as `cursor` for the next page; null: this was the last")
