@@ -48,7 +48,7 @@ class Related(BaseModel):
     valid_to: Time | None
 
 
-class DeviceRecord(Device, Activity):
+class DeviceRecord(Activity, Device):  # the fields of the last come first
     """A device and all that happened on it, whoever held it."""
 
     claimed: bool = Field(description="somebody holds a role on it now")

@@ -14,7 +14,7 @@ from drm_ingest.postgres import fates, records, registry, relationships
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Anyone, Db
 from drm_ingest.serve.problems import documented
-from drm_ingest.serve.shapes import EventType, Json, PageQuery, Request, Subject, Text, Time
+from drm_ingest.serve.shapes import EventType, PageQuery, Request, Subject, Text, Time, from_json
 
 routes = APIRouter(prefix="/v1/events", tags=["events"])
 
@@ -36,7 +36,7 @@ class Event(BaseModel):
     sequence: str | None
     sender: str = Field(examples=["thermostat fleet"])
     dataschema: str | None = Field(examples=["1.0"])
-    data: Json = Field(examples=[_DATA])
+    data: Annotated[Any, from_json] = Field(examples=[_DATA])
 
 
 class EventsQuery(PageQuery):

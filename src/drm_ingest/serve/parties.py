@@ -11,7 +11,7 @@ from drm_ingest.postgres import registry
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Db, admin, reader
 from drm_ingest.serve.problems import documented
-from drm_ingest.serve.shapes import Json, Name, Page, PageQuery, Request, Text, Time
+from drm_ingest.serve.shapes import Name, Page, PageQuery, Request, Text, Time, from_json
 
 routes = APIRouter(prefix="/v1/parties", tags=["parties"])
 
@@ -39,7 +39,7 @@ class Party(BaseModel):
     id: UUID = Field(examples=["01a202fd-12a9-75d6-a27e-21b5246620a3"])
     kind: Kind
     name: str = Field(examples=["Ada Byron"])
-    refs: Annotated[dict[str, str], Json] = Field(examples=[{"crm": "778"}])
+    refs: Annotated[dict[str, str], from_json] = Field(examples=[{"crm": "778"}])
     created_at: Time
 
 

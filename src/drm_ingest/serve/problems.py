@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from drm_ingest.errors import PROBLEMS, Refusal
 
@@ -57,6 +58,19 @@ def documented(*codes: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
+def described(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document, with problems under their own media type: the framework has them as plain JSON."""
+    if app.openapi_schema is None:
+        document = FastAPI.openapi(app)
+        for path in document["paths"].values():
+            for operation in path.values():
+                for status, response in operation["responses"].items():
+                    content = response.get("content", {})
+                    if status >= "400" and MEDIA_TYPE_PROBLEM in content:
+                        content[MEDIA_TYPE_PROBLEM] |= content.pop("application/json", {})
+    return app.openapi_schema or {}
+
+
 def _example(code: str) -> dict[str, object]:
     return Refusal(code, PROBLEMS[code].title).body("f1d2d2f924e986ac")
 
@@ -96,13 +110,24 @@ def install(app: FastAPI) -> None:
             ),
         }.get(error.status_code, ("malformed_json", "The body cannot be read as JSON in UTF-8."))
         response = await refused(request, Refusal(code, detail))
-        if allow := (error.headers or {}).get("Allow"):
-            response.headers["allow"] = allow
+        if error.status_code == 405:
+            response.headers["allow"] = ", ".join(sorted(_allowed(request)))
         return response
 
+    app.openapi = lambda: described(app)  # type: ignore[method-assign]
     app.exception_handler(Refusal)(refused)
     app.exception_handler(RequestValidationError)(not_valid)
     app.exception_handler(HTTPException)(raised_by_framework)
+
+
+def _allowed(request: Request) -> set[str]:
+    """Return the methods that the path takes; the framework tells those of the first route only."""
+    return {
+        method
+        for method in ("GET", "PUT", "POST", "DELETE")
+        for route in request.app.routes
+        if route.matches({**request.scope, "method": method})[0] == Match.FULL
+    }
 
 
 def _refusal_for(errors: Sequence[Any]) -> Refusal:
@@ -118,7 +143,7 @@ def _refusal_for(errors: Sequence[Any]) -> Refusal:
 
 def _violation(error: Any) -> dict[str, str]:
     where, *path = error["loc"]
-    detail = str(error["msg"])
+    detail = str(error["msg"]).removeprefix("Value error, ")
     if where == "body":
         pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
         return {"pointer": pointer, "detail": detail}

@@ -1,7 +1,7 @@
 """Records: what a party's relations brought it, and what a device has done; put together when they are read."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import asyncpg
@@ -15,7 +15,7 @@ from drm_ingest.serve import events
 from drm_ingest.serve.access import Db, reader
 from drm_ingest.serve.parties import Party
 from drm_ingest.serve.problems import documented
-from drm_ingest.serve.shapes import ITEMS_MAX, Json, Page, PartyName, Request, Time
+from drm_ingest.serve.shapes import ITEMS_MAX, Page, PartyName, Request, Time, from_json
 
 routes = APIRouter(prefix="/v1/parties", tags=["parties"], dependencies=[Depends(reader)])
 
@@ -27,7 +27,7 @@ class State(BaseModel):
     id: str | None = Field(description="null: the event itself has been dropped by retention", examples=["8f14e45f"])
     source: str | None
     occurred_at: Time
-    data: Json = Field(examples=[{"temperature": 21.4}])
+    data: Annotated[Any, from_json] = Field(examples=[{"temperature": 21.4}])
 
 
 class Activity(BaseModel):
@@ -54,11 +54,11 @@ class HeldDevice(BaseModel):
     id: str = Field(examples=["meter-7"])
     model: str | None
     firmware: str | None
-    roles: Annotated[list[Held], Json]
+    roles: Annotated[list[Held], from_json]
     latest: dict[str, State] = Field(description="by type; of the time the party held a role on it")
 
 
-class Record(Party, Activity):
+class Record(Activity, Party):  # the fields of the last come first
     """A party and everything its relations brought it."""
 
     devices: list[HeldDevice] = Field(description="by id; more than asked for: GET /v1/relationships?party=…")

@@ -49,8 +49,8 @@ PartyName = Annotated[
 ]
 EventType = Annotated[Text, StringConstraints(min_length=1, max_length=TYPE_CHARACTERS_MAX)]
 Time = Annotated[AwareDatetime, AfterValidator(_in_utc), Field(description="RFC 3339 with an offset; answered in UTC")]
-Json = Annotated[Any, BeforeValidator(_decoded)]
-"""A jsonb column: asyncpg hands out its text."""
+from_json = BeforeValidator(_decoded)
+"""For a jsonb column: asyncpg hands out its text."""
 
 
 class Request(BaseModel):
