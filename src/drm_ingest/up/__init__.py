@@ -1,0 +1,13 @@
+"""The one-machine runtime: a real Kafka, a real Postgres and every process of ours, from one command.
+
+    command     what `drm-ingest up` does, in order
+    supervisor  starts, watches, starts again, stops
+    child       one process: its group, its log, its end
+    launch      the few lines between our fork and its exec
+    kafka       Apache Kafka from pinned jars (`fetch`, `kafka.lock`, written by `pin`) on a Java from PyPI
+    postgres    Postgres from a wheel, as somebody else where we are root
+    data_dir    the folder: lock, ports, keys, what tools read
+    greeting    what a person sees when it works
+
+Needs the extra `up`; a production image has none of it. The tests run on the same Kafka and Postgres.
+"""

@@ -49,6 +49,7 @@ class Child:
     log_file: Path
     pid_file: Path
     env: Mapping[str, str] = field(default_factory=dict)
+    cwd: Path | None = None
     stop_signal: signal.Signals = signal.SIGTERM
     orphan_signal: signal.Signals = signal.SIGKILL
     user: User | None = None
@@ -95,6 +96,7 @@ class Child:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=dict(self.env),
+                    cwd=self.cwd,
                     process_group=0,
                 )
         except OSError as error:

@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -37,7 +38,8 @@ KEYS = {"sender_key": ("quickstart", "sender"), "admin_key": ("admin", "admin")}
 SHARES_S = {"edge": 3.0, "enrich": 2.0, "attach": 2.5, "serve": 2.0, "kafka": 2.5, "postgres": 2.0}
 DRAIN_TIMEOUT_S = 2.0  # what our processes are told; below their share
 PROBE_TIMEOUT_S = 2.0
-EDGE_EXAMPLE_TYPE = "device.measurement"
+OPEN_FILES = 65_536
+EXAMPLE_TYPE = "device.measurement"
 
 
 class Up:
@@ -92,6 +94,7 @@ class Up:
                     f"port {self.port + offset}, meant for {name}, is taken: choose another with --port "
                     f"({self.port} to {self.port + 3} are used)"
                 )
+        self.settings()  # a wrong setting is refused before anything starts
         self.environment.setdefault("DRM_DRAIN_TIMEOUT_S", str(DRAIN_TIMEOUT_S))
         self.start_servers()
         settings = self.settings()
@@ -162,7 +165,7 @@ class Up:
         )
 
     def settings(self) -> Settings:
-        """What our processes will read from their environment; wrong values are refused here, before they start."""
+        """What our processes will read from their environment."""
         prefix = "DRM_"
         own = {
             name[len(prefix) :].lower(): value for name, value in self.environment.items() if name.startswith(prefix)
@@ -216,7 +219,7 @@ class Up:
         }
 
     def greet(self, settings: Settings) -> None:
-        family = Schemas.load(settings.schemas_dir).family(EDGE_EXAMPLE_TYPE)
+        family = Schemas.load(settings.schemas_dir).family(EXAMPLE_TYPE)
         self.say(
             greeting(
                 edge_url=self.url("edge"),
@@ -244,6 +247,14 @@ class Up:
         return 1
 
 
+def _allow_many_files() -> None:
+    """Raise the soft limit that what we start inherits: a connection of the edge is a file, as is a Kafka segment."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _not_ready(port: int) -> str | None:
     """Ask a process of ours whether it could do its work now; None means yes."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PROBE_TIMEOUT_S)
@@ -265,4 +276,5 @@ def _not_ready(port: int) -> str | None:
 
 def run(data_dir: Path, port: int, ready_file: Path | None) -> int:
     """Run until asked to stop; returns the exit code."""
+    _allow_many_files()
     return Up(data_dir, port, ready_file, os.environ).run()

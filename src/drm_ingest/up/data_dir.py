@@ -37,7 +37,9 @@ class DataDir:
             DataDirBusyError: somebody else holds it.
             OSError: it cannot be made or written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # People's events are in here. Root's Postgres runs as somebody else, who has to get through.
+        self.path.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, exist_ok=True)
         lock = (self.path / "lock").open("a+", encoding="ascii")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -30,7 +30,7 @@ listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
 advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
-log.dirs={data}
+log.dirs=data
 
 auto.create.topics.enable=false
 offsets.topic.replication.factor=1
@@ -94,6 +94,7 @@ class Kafka:
             log_file=log_file or self.directory / "kafka.log",
             pid_file=self.directory / "kafka.pid",
             env={"LANG": "C.UTF-8"},
+            cwd=self.directory,  # paths in its configuration are relative: properties files know neither , nor é in one
         )
 
     @property
@@ -108,20 +109,23 @@ class Kafka:
         """Fetch what is missing, write the configuration, format the storage once; raises FetchError, OSError."""
         self._class_path = ":".join(str(jar) for jar in kafka_jars(self._console))
         self.directory.mkdir(parents=True, exist_ok=True)
-        data = self.directory / "data"
-        self._properties.write_text(
-            PROPERTIES.format(port=self.port, controller_port=self.controller_port, data=data), encoding="utf-8"
-        )
-        self._logging.write_text(LOGGING, encoding="utf-8")
-        if not (data / "meta.properties").exists():
+        properties = PROPERTIES.format(port=self.port, controller_port=self.controller_port)
+        (self.directory / "server.properties").write_text(properties, encoding="ascii")
+        (self.directory / "log4j2.properties").write_text(LOGGING, encoding="ascii")
+        if not (self.directory / "data" / "meta.properties").exists():
             cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
-            tool = ["kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", str(self._properties)]
+            tool = ["kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", "server.properties"]
             done = subprocess.run(
-                [*self._java(64), *tool], capture_output=True, text=True, check=False, timeout=START_TIMEOUT_S
+                [*self._java(64), *tool],
+                cwd=self.directory,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=START_TIMEOUT_S,
             )
             if done.returncode != 0:
-                raise OSError(f"Kafka could not format {data}: {(done.stdout + done.stderr).strip()}")
-        self.child.argv = [*self._java(HEAP_MB), "kafka.Kafka", str(self._properties)]
+                raise OSError(f"Kafka could not format {self.directory}: {(done.stdout + done.stderr).strip()}")
+        self.child.argv = [*self._java(HEAP_MB), "kafka.Kafka", "server.properties"]
 
     def launch(self) -> int:
         """Start the process, and do not wait for it."""
@@ -166,14 +170,6 @@ class Kafka:
         """For a bad day: SIGSTOP makes it hang, SIGCONT go on."""
         self.child.signal(number)
 
-    @property
-    def _properties(self) -> Path:
-        return self.directory / "server.properties"
-
-    @property
-    def _logging(self) -> Path:
-        return self.directory / "log4j2.properties"
-
     def _java(self, heap_mb: int) -> list[str]:
         return [
             str(JAVA),
@@ -184,7 +180,7 @@ class Kafka:
             "-XX:TieredStopAtLevel=1",
             "-XX:+ExitOnOutOfMemoryError",
             "-Djava.awt.headless=true",
-            f"-Dlog4j2.configurationFile={self._logging}",
+            "-Dlog4j2.configurationFile=log4j2.properties",
             "-cp",
             self._class_path,
         ]
