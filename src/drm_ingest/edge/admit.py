@@ -1,30 +1,28 @@
-"""Admit events: from the bytes of a request to records for Kafka and a result for each event. No I/O, no waiting."""
+"""Admit events: from the bytes of a request to records for Kafka and a result for each event. No I/O, no waiting.
 
-from collections.abc import Mapping, Sequence
+media type → decompress → split into events, or make one of headers and body → judge each
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from msgspec import Raw, Struct
+import msgspec
+from msgspec import Raw
 
+from drm_ingest.edge.binary import structured
 from drm_ingest.edge.credentials import Credential
-from drm_ingest.errors import EventCode
-from drm_ingest.event import Receipt
+from drm_ingest.edge.decompress import decompress
+from drm_ingest.edge.examine import Rejected
+from drm_ingest.edge.judge import Judge, Record, Result, rejection
+from drm_ingest.edge.split import WHITE, Media, media_of, refuse_too_many, split
+from drm_ingest.errors import EventCode, Refusal
+from drm_ingest.event import HEADER_CONTENT_HASH, HEADER_RECEIPT, Receipt
 from drm_ingest.metrics import Metrics
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 
-Record = tuple[bytes, bytes, list[tuple[str, bytes]]]
-"""Key (the subject), value (the event's own bytes) and headers, for the ingress topic."""
-
-
-class Result(Struct, omit_defaults=True):
-    """What the answer says of one event; an accepted event may have several, a rejected one has exactly one."""
-
-    index: int
-    id: str | None
-    status: str
-    code: EventCode
-    pointer: str | None = None
-    detail: str | None = None
+_encode: Callable[[object], bytes] = msgspec.json.Encoder().encode
 
 
 @dataclass(slots=True)
@@ -44,18 +42,25 @@ class Admitted:
 
     def answer(self, request_id: str) -> bytes:
         """Return the JSON of the answer: for a 200, or, all rejected, for the 422 (problem+json, with the results)."""
-        raise NotImplementedError
+        if not self.results:
+            return b'{"request_id":%b,"accepted":%d,"results":[]}' % (_encode(request_id), len(self.records))
+        answer = {"request_id": request_id, "accepted": len(self.records), "results": self.results}
+        if self.all_rejected:
+            answer = Refusal("all_rejected", "Correct the events as results tell.").body(request_id) | answer
+        return _encode(answer)
 
 
 class Admit:
     """The rules of the edge.
 
-    Counts events as received, the refused ones as rejected, every code; what it lets through is in flight from here
-    on, and whoever writes the records counts it out of `in_flight` and into its outcome.
+    Counts the codes in the results; whoever writes the records counts the events, received and by outcome.
     """
 
     def __init__(self, settings: Settings, schemas: Schemas, metrics: Metrics) -> None:
         """One a process."""
+        self._settings = settings
+        self._judge = Judge(settings, schemas)
+        self._codes = {code: metrics.codes.labels(code) for code in EventCode}
 
     def body(
         self,
@@ -75,7 +80,13 @@ class Admit:
         Raises:
             Refusal: the whole request is refused, and no event of it was received.
         """
-        raise NotImplementedError
+        _refuse_readers(credential)
+        media = media_of(content_type, binary=bool(ce_headers))
+        if content_encoding:
+            body = decompress(content_encoding, body, self._settings)
+        if media is Media.DATA and ce_headers:
+            return self._binary(ce_headers, content_type, body, credential, receipt)
+        return self._admit(split(body, media, self._settings.request_events_max), body, credential, receipt)
 
     def events(self, events: Sequence[bytes | Raw | memoryview], credential: Credential, receipt: Receipt) -> Admitted:
         """Admit events that arrived one by one or were cut apart already.
@@ -83,4 +94,47 @@ class Admit:
         Raises:
             Refusal: there are too many, or the credential may not send.
         """
-        raise NotImplementedError
+        _refuse_readers(credential)
+        refuse_too_many(len(events), self._settings.request_events_max)
+        values = [bytes(event).strip(WHITE) for event in events]
+        return self._admit(values, b"\n".join(values), credential, receipt)
+
+    def _binary(
+        self, headers: Mapping[str, str], content_type: bytes, body: bytes, credential: Credential, receipt: Receipt
+    ) -> Admitted:
+        try:
+            self._judge.refuse_too_large(body)
+            value = structured(headers, content_type, body)
+        except Rejected as rejected:
+            return self._counted(Admitted(1, results=[rejection(0, rejected)]))
+        return self._admit([value], value, credential, receipt)
+
+    def _admit(self, values: list[bytes], body: bytes, credential: Credential, receipt: Receipt) -> Admitted:
+        """Judge each event; `body` holds the bytes of all of them."""
+        record_of = self._judge.record
+        request = self._judge.request(credential, receipt, body)
+        records: list[Record] = []
+        record_bytes = 0
+        for index, value in enumerate(values):
+            try:
+                record = record_of(index, value, request)
+            except Rejected as rejected:
+                request.results.append(rejection(index, rejected, value))
+            else:
+                records.append(record)
+                record_bytes += len(record[0]) + len(value)
+        headers_bytes = len(HEADER_RECEIPT) + len(request.receipt_header[1]) + len(HEADER_CONTENT_HASH) + 16
+        return self._counted(
+            Admitted(len(values), records, request.results, record_bytes + len(records) * headers_bytes)
+        )
+
+    def _counted(self, admitted: Admitted) -> Admitted:
+        if admitted.results:
+            for code, count in Counter([result.code for result in admitted.results]).items():
+                self._codes[code].inc(count)
+        return admitted
+
+
+def _refuse_readers(credential: Credential) -> None:
+    if credential.role == "reader":
+        raise Refusal("forbidden", "This key may only read; send with the key of a sender.")

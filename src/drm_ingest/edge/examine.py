@@ -1,0 +1,138 @@
+"""Examine an event that looks odd or that a decoder refused: can it be stored, and if not, why? Slow and exact.
+
+Python's own JSON decoder does it, because it can be asked about every number and keeps a lone surrogate to be found.
+"""
+
+import json
+import math
+import re
+
+import orjson
+
+from drm_ingest.errors import EventCode
+from drm_ingest.event import ID_CHARACTERS_MAX
+
+_INTEGERS = range(-(2**63), 2**64)
+_NUMBER_CHARACTERS_MAX = 1100  # a double written out in full takes 1,077; Postgres refuses 16,384 after the point
+_DETAIL_CHARACTERS_MAX = 300
+_POINTER_CHARACTERS_MAX = 300
+
+# Nineteen digits in a row may overflow, an exponent of -100 may vanish; strings that hold such are no numbers.
+_CLASSES = {**dict.fromkeys(b"0123456789.", "0"), **dict.fromkeys(b"eE", "e"), ord("-"): "-"}
+_CLASS = "".join(_CLASSES.get(byte, " ") for byte in range(256)).encode()
+_LONG, _TINY = b"0" * 19, b"0e-000"
+_odd_numbers = re.compile(rb"[:,\[\s](?:(-?\d{19,20})(?=[\s,\]}])|-?[\d.]{19}|-?[\d.]+[eE]-\d{3})").finditer
+_nul = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000").search
+
+
+class Rejected(Exception):
+    """One event is refused; no retry changes that."""
+
+    def __init__(self, code: EventCode, pointer: str | None = None, detail: str | None = None) -> None:
+        """`pointer` is a JSON pointer from the root of the event; without `detail` the code's own remedy is told."""
+        super().__init__(code)
+        self.code = code
+        self.pointer = pointer[:_POINTER_CHARACTERS_MAX] if pointer is not None else None
+        self.detail = (detail or code.remedy)[:_DETAIL_CHARACTERS_MAX]
+
+
+def odd(text: bytes) -> bool:
+    """Whether an event in these bytes needs `refuse_unstorable`: quick, and wrong only in saying yes too often."""
+    if b"\\" in text and b"\\u0000" in text:
+        return True
+    classes = text.translate(_CLASS)
+    return _LONG in classes or _TINY in classes
+
+
+def refuse_unstorable(value: bytes) -> None:
+    """Refuse what decoders let through and Postgres or some reader does not: NUL, numbers out of range.
+
+    Raises:
+        Rejected: text_not_storable, number_out_of_range.
+    """
+    if not odd(value):
+        return
+    if _nul(value):
+        raise Rejected(EventCode.TEXT_NOT_STORABLE, detail="Remove the NUL characters (\\u0000).")
+    for number in _odd_numbers(value):
+        if number[1] is None or int(number[1]) not in _INTEGERS:
+            if rejected := examine(value):
+                raise rejected
+            return
+
+
+def refuse_too_deep(value: bytes, depth_max: int) -> None:
+    """Count the levels of JSON, the event itself being the first.
+
+    Raises:
+        Rejected: too_deep, or why the event cannot be read at all.
+    """
+    try:
+        level = [orjson.loads(value)]
+    except orjson.JSONDecodeError as error:
+        raise reason(value, error) from None
+    for _ in range(depth_max):
+        children = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
+        level = [child for child in children if isinstance(child, (dict, list))]
+        if not level:
+            return
+    raise Rejected(EventCode.TOO_DEEP, detail=f"Nest at most {depth_max} levels, the event itself included.")
+
+
+def reason(value: bytes, error: orjson.JSONDecodeError) -> Rejected:
+    """Return why orjson refused these bytes."""
+    return examine(value) or Rejected(EventCode.MALFORMED_EVENT, detail=f"The event is not JSON: {error}.")
+
+
+def examine(value: bytes) -> Rejected | None:
+    """Return what is wrong with these bytes; None where nothing is."""
+    try:
+        # What cannot be encoded again has a lone surrogate.
+        json.dumps(_decoder.decode(value.decode()), ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        return Rejected(EventCode.TEXT_NOT_STORABLE, detail=f"Send UTF-8; byte {error.start} of the event is not.")
+    except UnicodeEncodeError:
+        return Rejected(EventCode.TEXT_NOT_STORABLE, detail="Remove the lone surrogates (\\ud800 to \\udfff).")
+    except RecursionError:
+        return Rejected(EventCode.TOO_DEEP)
+    except json.JSONDecodeError as error:
+        return Rejected(EventCode.MALFORMED_EVENT, detail=f"The event is not JSON: {error}.")
+    except Rejected as rejected:
+        return rejected
+    return None
+
+
+def id_of(value: bytes) -> str | None:
+    """Return the id of an event that was refused, if it can be read."""
+    try:
+        event = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return None
+    id_ = event.get("id") if isinstance(event, dict) else None
+    return id_ if isinstance(id_, str) and len(id_) <= ID_CHARACTERS_MAX else None
+
+
+def _integer(token: str) -> int:
+    if len(token) > 20 or int(token) not in _INTEGERS:
+        raise _out_of_range(token)
+    return int(token)
+
+
+def _float(token: str) -> float:
+    number = float(token)
+    vanished = number == 0 and token.lower().partition("e")[0].strip("-0.")
+    if math.isinf(number) or vanished or len(token) > _NUMBER_CHARACTERS_MAX:
+        raise _out_of_range(token)
+    return number
+
+
+def _out_of_range(token: str) -> Rejected:
+    code = EventCode.NUMBER_OUT_OF_RANGE
+    return Rejected(code, detail=f"{token if len(token) <= 40 else token[:40] + '…'} is not kept. {code.remedy}")
+
+
+def _not_json(token: str) -> float:
+    raise Rejected(EventCode.MALFORMED_EVENT, detail=f"{token} is not JSON.")
+
+
+_decoder = json.JSONDecoder(parse_int=_integer, parse_float=_float, parse_constant=_not_json)
