@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check $(shell [ -t 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test unit check schema format adversity lock lock-kafka clean
+.PHONY: help install up demo test unit check schema docs format adversity lock lock-kafka clean
 
 help:            ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
@@ -49,6 +49,9 @@ check: install   ## lint, format, strict types, the import law
 
 schema: install  ## write migrations/schema.sql anew, after a new migration
 	WRITE_SCHEMA=1 $(BIN)/pytest -q tests/migration -k checked_in
+
+docs: install    ## write the tables that the code knows into docs/
+	$(BIN)/python -m docs.tables
 
 format: install  ## put the code in order
 	$(BIN)/ruff check --fix .

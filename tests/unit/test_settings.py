@@ -1,26 +1,11 @@
 """Settings refuse at start what is wrong, and the documentation lists them all."""
 
 import re
-from pathlib import Path
 
 import pytest
 from pydantic import SecretStr, ValidationError
 
 from drm_ingest.settings import Settings
-
-DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
-
-
-def documented() -> str:
-    """The table of docs/settings.md, made from the settings themselves."""
-    lines = ["| variable | default | meaning |", "|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        default = field.default
-        if isinstance(default, SecretStr):
-            default = default.get_secret_value()
-        shown = "" if default is None else f"`{default}`"
-        lines.append(f"| `DRM_{name.upper()}` | {shown} | {field.description} |")
-    return "\n".join(lines) + "\n"
 
 
 def test_every_setting_says_what_it_means() -> None:
@@ -38,10 +23,6 @@ def test_every_number_of_a_quantity_names_its_unit() -> None:
         if not re.match(known, name) and not isinstance(Settings.model_fields[name].default, bool)
     ]
     assert unclear == []
-
-
-def test_the_table_of_settings_is_the_code() -> None:
-    assert documented() in DOCUMENT.read_text(), f"write this into {DOCUMENT.name}:\n{documented()}"
 
 
 @pytest.mark.parametrize(
