@@ -6,6 +6,7 @@
     launch      the few lines between our fork and its exec
     kafka       Apache Kafka from pinned jars (`fetch`, `kafka.lock`, written by `pin`) on a Java from PyPI
     postgres    Postgres from a wheel, as somebody else where we are root
+    probe       whether one of ours is ready
     data_dir    the folder: lock, ports, keys, what tools read
     greeting    what a person sees when it works
 

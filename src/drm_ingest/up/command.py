@@ -1,7 +1,6 @@
 """`drm-ingest up`: a real Kafka, a real Postgres and every process of ours, on this machine, until Ctrl-C."""
 
 import asyncio
-import http.client
 import json
 import os
 import resource
@@ -28,6 +27,7 @@ from drm_ingest.up.greeting import greeting
 from drm_ingest.up.kafka import Kafka
 from drm_ingest.up.ports import is_free
 from drm_ingest.up.postgres import Postgres
+from drm_ingest.up.probe import not_ready
 from drm_ingest.up.supervisor import Member, StopRequestedError, Supervisor
 
 PROCESSES = ("edge", "enrich", "attach", "serve")
@@ -37,7 +37,6 @@ KEYS = {"sender_key": ("quickstart", "sender"), "admin_key": ("admin", "admin")}
 # How long each may take to stop, in seconds: in all less than the 15 that a person waits.
 SHARES_S = {"edge": 3.0, "enrich": 2.0, "attach": 2.5, "serve": 2.0, "kafka": 2.5, "postgres": 2.0}
 DRAIN_TIMEOUT_S = 2.0  # what our processes are told; below their share
-PROBE_TIMEOUT_S = 2.0
 OPEN_FILES = 65_536
 EXAMPLE_TYPE = "device.measurement"
 
@@ -153,7 +152,7 @@ class Up:
 
     def process(self, name: str) -> Member:
         port = self.port + PORT_OFFSETS[name]
-        return Member(name, self.child(name), lambda: _not_ready(port), share_s=SHARES_S[name])
+        return Member(name, self.child(name), lambda: not_ready(port), share_s=SHARES_S[name])
 
     def child(self, command: str) -> Child:
         return Child(
@@ -253,25 +252,6 @@ def _allow_many_files() -> None:
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _not_ready(port: int) -> str | None:
-    """Ask a process of ours whether it could do its work now; None means yes."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PROBE_TIMEOUT_S)
-    try:
-        connection.request("GET", "/health/ready")
-        answer = connection.getresponse()
-        body = answer.read(64 * 1024)
-    except (OSError, http.client.HTTPException):
-        return "it does not answer yet"
-    finally:
-        connection.close()
-    if answer.status == http.HTTPStatus.OK:
-        return None
-    try:
-        return str(json.loads(body)["detail"])
-    except (ValueError, KeyError, TypeError):
-        return f"it answers {answer.status}"
 
 
 def run(data_dir: Path, port: int, ready_file: Path | None) -> int:
