@@ -5,8 +5,17 @@ import secrets
 
 import asyncpg
 
+from drm_ingest.postgres.pool import connect
+from drm_ingest.settings import Settings
+
 KEY_PREFIX = "drm_"
 PREFIX_CHARACTERS = 12
+
+_USABLE_KEYS = """
+    SELECT key.id, key.hash, key.expires_at, sender.name AS sender, sender.role, sender.device
+    FROM sender_key key JOIN sender ON sender.id = key.sender
+    WHERE key.revoked_at IS NULL AND (key.expires_at IS NULL OR key.expires_at > now())
+"""
 
 
 def new_key() -> tuple[str, bytes, str]:
@@ -37,3 +46,33 @@ async def ensure_key(connection: asyncpg.Connection, sender: str, role: str, key
             key[:PREFIX_CHARACTERS],
         )
         return str(row["role"])
+
+
+class StoredKeys:
+    """Reads every key that may be used now, over a connection of its own that it makes again when it broke."""
+
+    def __init__(self, settings: Settings, application_name: str) -> None:
+        """Nothing is opened before `read`."""
+        self._settings = settings
+        self._application_name = application_name
+        self._connection: asyncpg.Connection | None = None
+
+    async def read(self) -> list[asyncpg.Record]:
+        """Return `id`, `hash`, `expires_at` (or None), and the `sender`'s name, its `role` and its `device` (or None).
+
+        Raises:
+            OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError: Postgres cannot be asked now.
+        """
+        try:
+            if self._connection is None or self._connection.is_closed():
+                self._connection = await connect(self._settings, self._application_name)
+            return list(await self._connection.fetch(_USABLE_KEYS))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Hang up at once."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
