@@ -114,6 +114,17 @@ def up(
 
 
 @cli.command()
+def edge(
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the port; one a core.")] = 1,
+) -> None:
+    """Take events over HTTP and WebSocket and write them to Kafka, until SIGTERM."""
+    from drm_ingest.edge.run import run
+    from drm_ingest.settings import Settings
+
+    raise typer.Exit(run(Settings(), workers))
+
+
+@cli.command()
 def migrate() -> None:
     """Bring the tables in Postgres up to date; safe to repeat, and to run from several machines at once."""
     import asyncio

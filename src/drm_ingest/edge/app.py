@@ -1,0 +1,125 @@
+"""The edge, put together: settings → clients → steps → the server that carries them."""
+
+import gc
+import socket
+from collections.abc import Callable
+from importlib.metadata import version
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.websockets import WebSocket
+
+from drm_ingest import health
+from drm_ingest.edge import asyncapi, openapi, route
+from drm_ingest.edge.admit import Admit
+from drm_ingest.edge.credentials import Credentials
+from drm_ingest.edge.limits import Limits
+from drm_ingest.edge.server import Server
+from drm_ingest.edge.take import Take
+from drm_ingest.edge.websocket import Sessions
+from drm_ingest.edge.write import Write
+from drm_ingest.errors import Refusal
+from drm_ingest.kafka import topics
+from drm_ingest.kafka.topics import Topics
+from drm_ingest.kafka.writer import Writer
+from drm_ingest.metrics import Metrics
+from drm_ingest.schema import Schemas
+from drm_ingest.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+async def serve(settings: Settings, bound: socket.socket) -> None:
+    """Serve the edge on a bound socket until SIGTERM or SIGINT.
+
+    Raises:
+        KafkaUnreachable, TopicsWrong, BadSchema: it cannot work; the message says what to do.
+    """
+    schemas = Schemas.load(settings.schemas_dir)
+    await topics.check(settings, schemas.families)
+    metrics = Metrics("edge")
+    limits = Limits(settings)
+    credentials = Credentials(settings, metrics)
+    writer = Writer(settings, metrics)
+    admit = Admit(settings, schemas, metrics)
+    ingress = Topics.of(settings).ingress
+
+    def take(transport: str) -> Take:
+        return Take(settings, limits, credentials, admit, Write(settings, writer, ingress, metrics, transport))
+
+    def ready() -> str | None:
+        """Say why no event could be acknowledged now, if so."""
+        if server.draining:
+            return "stopping"
+        if not credentials.ready:
+            return "credentials have not been read from Postgres yet"
+        return None if writer.ready else "Kafka does not acknowledge, or the buffer for it is full"
+
+    over_http, over_websocket = take("http"), take("websocket")
+    sessions = Sessions(over_websocket, ready)
+    server = Server(settings, build(settings, over_http, sessions, metrics, ready), over_http, sessions.drain)
+    limits.watch(server.server_state.connections)
+    _show(metrics, limits)
+    await credentials.start()
+    await writer.start()
+    gc.collect()
+    gc.freeze()  # what is there now stays; the collector need not look at it again
+    try:
+        await server.serve([bound])
+    finally:
+        await writer.stop(settings.produce_deadline_s)
+        await credentials.stop()
+        limits.stop()
+
+
+def build(
+    settings: Settings, take: Take, sessions: Sessions, metrics: Metrics, ready: Callable[[], str | None]
+) -> FastAPI:
+    """Return the application behind the door: health, metrics, documents, WebSockets, and the ordinary route."""
+    app = FastAPI(
+        title="drm-ingest edge",
+        version=version("drm-ingest"),
+        description=openapi.DESCRIPTION,
+        openapi_tags=openapi.TAGS,
+        redirect_slashes=False,
+    )
+    app.include_router(route.router(take, openapi.post_events(settings)))
+    app.include_router(health.router(metrics, ready))
+
+    @app.websocket("/v1/events")
+    async def events(socket: WebSocket) -> None:
+        await sessions.serve(socket)
+
+    @app.get("/asyncapi.json", tags=["events"], summary="The messages of the WebSocket /v1/events (AsyncAPI 3)")
+    async def messages() -> JSONResponse:
+        return JSONResponse(asyncapi.document(settings))
+
+    @app.exception_handler(HTTPException)
+    async def refuse(request: Request, error: HTTPException) -> Response:
+        """Answer what no route takes."""
+        request_id = take.request_id(dict(request.headers.raw))
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "malformed_request")
+        answer = take.refuse(Refusal(code, openapi.REMEDIES.get(code, str(error.detail))), request_id)
+        content = answer.body()
+        headers = {name.decode(): value.decode() for name, value in answer.headers(content)}
+        return Response(content, answer.status, {**(error.headers or {}), **headers})
+
+    if origins := settings.edge_cors_origins.replace(",", " ").split():
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["POST"],
+            allow_headers=["*"],
+            expose_headers=["retry-after", "x-request-id"],
+        )
+    return app
+
+
+def _show(metrics: Metrics, limits: Limits) -> None:
+    """Let a scrape read what is known anyway."""
+    metrics.request_bytes_in_flight.set_function(lambda: limits.body_bytes)
+    metrics.connections.labels("http").set_function(lambda: limits.open_connections(websocket=False))
+    metrics.connections.labels("websocket").set_function(lambda: limits.open_connections(websocket=True))

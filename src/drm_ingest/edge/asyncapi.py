@@ -1,0 +1,102 @@
+"""The messages of the WebSocket `/v1/events`, in the field's own form (AsyncAPI 3.0)."""
+
+from typing import Any
+
+from drm_ingest.edge.websocket import CLOUDEVENTS, SEQ_MAX
+from drm_ingest.settings import Settings
+
+_SEQ = {"type": "integer", "minimum": 0, "maximum": SEQ_MAX, "description": "The client's own number for the message."}
+_EVENT = {"type": "device.status", "subject": "meter-7", "id": "1", "data": {"status": "online"}}
+
+
+def document(settings: Settings) -> dict[str, Any]:
+    """Return the AsyncAPI document; the limits in it are those of the settings."""
+    sent = {
+        "hello": _message(
+            "First and once: who, where no header can be set (browsers), and when by the sender's clock.",
+            {
+                "hello": {
+                    "type": "object",
+                    "properties": {
+                        "key": {"type": "string", "description": "A sender's key; not needed with Authorization."},
+                        "sent_at": {
+                            "type": "string",
+                            "format": "date-time",
+                            "description": f"Off by more than {settings.clock_skew_tolerated_s:g} s: all times of the "
+                            "connection are corrected by it.",
+                        },
+                    },
+                }
+            },
+            {"hello": {"key": "<key>", "sent_at": "2026-11-22T10:00:00Z"}},
+        ),
+        "events": _message(
+            f"At most {settings.websocket_message_bytes_max} bytes; send the next without waiting, within the window.",
+            {"seq": _SEQ, "events": {"type": "array", "items": {"type": "object"}, "description": "As over HTTP."}},
+            {"seq": 7, "events": [_EVENT]},
+        ),
+        "event": _message(f"With the subprotocol {CLOUDEVENTS}: one event a message.", {}, _EVENT),
+    }
+    id_or_seq = {"oneOf": [_SEQ, {"type": ["string", "null"], "description": f"With {CLOUDEVENTS}: the event's id."}]}
+    received = {
+        "window": _message(
+            "How many messages may be unacknowledged; more: closed with 1008.",
+            {"window": {"type": "integer"}},
+            {"window": settings.websocket_window_messages},
+        ),
+        "ack": _message(
+            "Each event of the message is durable, or refused for a reason that no retry changes (as a 200 or 422).",
+            {"ack": id_or_seq, "accepted": {"type": "integer"}, "results": {"type": "array"}},
+            {"ack": 7, "accepted": 1, "results": []},
+        ),
+        "retry": _message(
+            "The fate of at least one event is unknown: send the message again after that time (as a 503).",
+            {"retry": id_or_seq, "after_ms": {"type": "integer"}},
+            {"retry": 7, "after_ms": 1000 * settings.retry_after_s},
+        ),
+        "refused": _message(
+            "Nothing of the message was kept, and no retry helps; codes as over HTTP.",
+            {"refused": id_or_seq, "code": {"type": "string"}, "detail": {"type": "string"}},
+            {"refused": 7, "code": "too_many_events", "detail": "Send fewer."},
+        ),
+        "goaway": _message(
+            "The server restarts: it takes no more messages, acknowledges those it took, and closes with 1012. "
+            "Connect again after that time and send what was not acknowledged.",
+            {"goaway": {"type": "object", "properties": {"reconnect_after_ms": {"type": "integer"}}}},
+            {"goaway": {"reconnect_after_ms": 700}},
+        ),
+    }
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "drm-ingest: events over a WebSocket",
+            "version": "1",
+            "description": "Close codes: 1003 not a message of this protocol; 1007 not JSON, or not UTF-8; "
+            "1008 no valid key, no hello in time, or more than the window; 1009 message too large; 1012 restarting; "
+            "1013 try later.",
+        },
+        "channels": {
+            "events": {
+                "address": "/v1/events",
+                "messages": sent | received,
+                "bindings": {"ws": {"method": "GET", "bindingVersion": "0.1.0"}},
+            }
+        },
+        "operations": {
+            "send": _operation("receive", sent),  # from the server's side
+            "answer": _operation("send", received),
+        },
+    }
+
+
+def _message(summary: str, properties: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
+    payload = {"type": "object", "required": list(properties), "properties": properties}
+    return {"summary": summary, "payload": payload, "examples": [{"payload": example}]}
+
+
+def _operation(action: str, messages: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "action": action,
+        "channel": {"$ref": "#/channels/events"},
+        "messages": [{"$ref": f"#/channels/events/messages/{name}"} for name in messages],
+    }

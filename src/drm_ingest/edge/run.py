@@ -1,0 +1,54 @@
+"""Run the edge as a process: `drm-ingest edge`."""
+
+import resource
+import socket
+
+import structlog
+import uvloop
+
+from drm_ingest import logs
+from drm_ingest.edge.app import serve
+from drm_ingest.kafka.connection import KafkaUnreachable
+from drm_ingest.kafka.topics import TopicsWrong
+from drm_ingest.schema import BadSchema
+from drm_ingest.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+_FILES_BESIDES_CONNECTIONS = 200  # Kafka, Postgres, the program itself
+
+
+def run(settings: Settings, workers: int = 1) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit code: 0, or 1 where it cannot start."""
+    logs.configure(settings, "edge")
+    _allow_connections(settings)
+    try:
+        with bind(settings) as bound:
+            uvloop.run(serve(settings, bound))
+    except (OSError, KafkaUnreachable, TopicsWrong, BadSchema) as error:
+        log.critical("the edge cannot start", reason=str(error))
+        return 1
+    return 0
+
+
+def bind(settings: Settings, *, shared: bool = False) -> socket.socket:
+    """Return the listening socket; `shared` lets other workers listen on the same port (SO_REUSEPORT).
+
+    Raises:
+        OSError: the address is taken or not ours.
+    """
+    family = socket.AF_INET6 if ":" in settings.edge_host else socket.AF_INET
+    address = (settings.edge_host, settings.edge_port)
+    return socket.create_server(address, family=family, backlog=settings.edge_backlog_connections, reuse_port=shared)
+
+
+def _allow_connections(settings: Settings) -> None:
+    """Raise the limit of open files as far as we may."""
+    wanted = settings.connections_max + _FILES_BESIDES_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < settings.connections_max + _FILES_BESIDES_CONNECTIONS:
+        log.warning("the limit of open files is lower than DRM_CONNECTIONS_MAX needs", files_max=wanted)

@@ -1,0 +1,196 @@
+"""Take a request: who sends, is it within the limits, what does it hold; then write it, and answer.
+
+The same steps for the door, the ordinary route and a WebSocket message; they differ only in how bytes come and go.
+"""
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from time import perf_counter
+
+import structlog
+from msgspec import Raw
+
+from drm_ingest.edge.admit import Admit
+from drm_ingest.edge.answer import Answer
+from drm_ingest.edge.clock import Clock
+from drm_ingest.edge.credentials import Credential, Credentials
+from drm_ingest.edge.limits import Limits
+from drm_ingest.edge.write import Reply, Write
+from drm_ingest.errors import Refusal
+from drm_ingest.event import Receipt
+from drm_ingest.settings import Settings
+
+Headers = Mapping[bytes, bytes]
+"""Names in lower case."""
+
+_SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,64}")
+_USER_AGENT_CHARS_MAX = 300
+_CORS_LINES = (
+    b"access-control-allow-origin: %b\r\nvary: origin\r\naccess-control-expose-headers: retry-after, x-request-id\r\n"
+)
+
+log = structlog.get_logger(__name__)
+
+
+class Take:
+    """The steps of the edge for one transport, with their parts."""
+
+    def __init__(
+        self, settings: Settings, limits: Limits, credentials: Credentials, admit: Admit, write: Write
+    ) -> None:
+        self.settings = settings
+        self.limits = limits
+        self.credentials = credentials
+        self._admit = admit
+        self._write = write
+        self._clock = Clock(settings)
+        self._cors_origins = frozenset(settings.edge_cors_origins.encode().replace(b",", b" ").split())
+        self._requests_started = 0
+        self._request_prefix = secrets.token_hex(5)
+
+    # -- by the headers alone
+
+    def request_id(self, headers: Headers) -> str:
+        """Return the sender's own `x-request-id` when it is a sane one, else one of ours."""
+        theirs = headers.get(b"x-request-id")
+        if theirs is not None and _SANE_REQUEST_ID.fullmatch(theirs):
+            return theirs.decode()
+        self._requests_started += 1
+        return f"{self._request_prefix}-{self._requests_started:x}"
+
+    def enter(self, headers: Headers) -> Credential:
+        """Decide before a byte of the body is read.
+
+        Raises:
+            Refusal: unauthenticated, body_too_large, overloaded, malformed_request.
+        """
+        credential = self.credentials.find(headers.get(b"authorization"))
+        if credential is None:
+            if not self.credentials.ready:  # a 401 would make a sender give up
+                raise Refusal("not_ready", "Credentials are not loaded yet.", retry_after_s=self.settings.retry_after_s)
+            raise self.unauthenticated()
+        length = headers.get(b"content-length")
+        if length is not None:
+            self.hold(int(length))
+        elif headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            raise Refusal("malformed_request", "Transfer-Encoding may be chunked only; compress by Content-Encoding.")
+        return credential
+
+    def hold(self, length: int, counted: int = 0) -> None:
+        """Make sure that a body of this many bytes is allowed, and that there is room for it now.
+
+        `counted` of them are in `limits.body_bytes` already.
+
+        Raises:
+            Refusal: body_too_large, overloaded.
+        """
+        if length > self.settings.request_body_bytes_max:
+            raise self.body_too_large()
+        if self.limits.body_bytes - counted + length > self.limits.body_bytes_max:
+            raise self.overloaded("Too many bodies are arriving at once")
+
+    def clock_offset_ms(self, headers: Headers) -> int:
+        """Return how far the sender's clock is off by its `Date`; ask when the headers are there, not the body."""
+        date = headers.get(b"date")
+        return 0 if date is None else self._clock.offset_of_date(date, datetime.now(UTC))
+
+    def clock_offset_ms_of(self, sent_at: datetime) -> int:
+        """Return how far the sender's clock is off by the `sent_at` of a hello."""
+        return self._clock.offset(sent_at, datetime.now(UTC))
+
+    def cors_lines(self, headers: Headers) -> bytes:
+        """Return the header lines that let a browser's script read the answer, where its origin is allowed."""
+        if not self._cors_origins or (origin := headers.get(b"origin")) is None:
+            return b""
+        allowed = origin in self._cors_origins or b"*" in self._cors_origins
+        return _CORS_LINES % origin if allowed else b""
+
+    # -- with the body
+
+    def body(
+        self,
+        headers: Headers,
+        body: bytes,
+        credential: Credential,
+        clock_offset_ms: int,
+        request_id: str,
+        reply: Reply,
+    ) -> None:
+        """Take the events of one HTTP request; `reply` gets the answer. Raises nothing."""
+        started = perf_counter()
+        binary_mode = b"ce-type" in headers or b"ce-specversion" in headers
+        try:
+            admitted = self._admit.body(
+                content_type=headers.get(b"content-type", b""),
+                content_encoding=headers.get(b"content-encoding", b""),
+                ce_headers=_ce_headers(headers) if binary_mode else None,
+                body=body,
+                credential=credential,
+                receipt=self._receipt(headers, credential, clock_offset_ms, request_id),
+            )
+        except Refusal as refusal:
+            reply(self.refuse(refusal, request_id))
+        except Exception as error:  # the sender gets an answer, whatever is broken here
+            reply(self.broke(error, request_id))
+        else:
+            self._write.write(admitted, request_id, started, reply)
+
+    def events(
+        self,
+        headers: Headers,
+        events: Sequence[bytes | Raw],
+        credential: Credential,
+        clock_offset_ms: int,
+        request_id: str,
+        reply: Reply,
+    ) -> None:
+        """Take the events of one WebSocket message; `headers` are those of the upgrade. Raises nothing."""
+        started = perf_counter()
+        try:
+            receipt = self._receipt(headers, credential, clock_offset_ms, request_id)
+            admitted = self._admit.events(events, credential, receipt)
+        except Refusal as refusal:
+            reply(self.refuse(refusal, request_id))
+        except Exception as error:  # the sender gets an answer, whatever is broken here
+            reply(self.broke(error, request_id))
+        else:
+            self._write.write(admitted, request_id, started, reply)
+
+    # -- or not at all
+
+    def refuse(self, refusal: Refusal, request_id: str) -> Answer:
+        """Count a refusal of a whole request and return its answer."""
+        return self._write.refuse(refusal, request_id)
+
+    def broke(self, error: Exception, request_id: str) -> Answer:
+        """Log what should not have happened and return a 500 for it."""
+        log.error("a request failed", request_id=request_id, exc_info=error)
+        return self.refuse(Refusal("internal_error", f"Report request {request_id}; a retry may help."), request_id)
+
+    def unauthenticated(self) -> Refusal:
+        """Return a 401 that says how to send a key."""
+        return Refusal("unauthenticated", "Send your key: Authorization: Bearer <key>, or Basic with it as user name.")
+
+    def body_too_large(self) -> Refusal:
+        """Return a 413 that names the limit."""
+        most = self.settings.request_body_bytes_max
+        return Refusal("body_too_large", f"Send at most {most} bytes in one request; split it.", limit=most)
+
+    def overloaded(self, why: str) -> Refusal:
+        """Return a 503 for what was not kept."""
+        return self._write.overloaded(why)
+
+    def _receipt(self, headers: Headers, credential: Credential, clock_offset_ms: int, request_id: str) -> Receipt:
+        agent = headers.get(b"user-agent")
+        agent_text = agent.decode("latin-1")[:_USER_AGENT_CHARS_MAX] if agent else None
+        return Receipt(datetime.now(UTC), request_id, credential.sender, clock_offset_ms, agent_text)
+
+
+def _ce_headers(headers: Headers) -> dict[str, str]:
+    return {
+        name[3:].decode("latin-1"): value.decode("latin-1")
+        for name, value in headers.items()
+        if name.startswith(b"ce-")
+    }

@@ -1,0 +1,122 @@
+"""Write what was admitted to Kafka, and answer by what Kafka said: one request at a time in each `Writing`."""
+
+from collections.abc import Callable
+from time import perf_counter
+
+import structlog
+
+from drm_ingest.edge.admit import Admitted
+from drm_ingest.edge.answer import Answer
+from drm_ingest.errors import PROBLEMS, Refusal
+from drm_ingest.kafka.writer import Delivery, RecordTooLarge, Writer, WriterFull
+from drm_ingest.metrics import Metrics
+from drm_ingest.outcome import Outcome
+from drm_ingest.settings import Settings
+
+Reply = Callable[[Answer], None]
+"""Called exactly once, in the loop, now or when Kafka has spoken; the sender may be gone by then."""
+
+log = structlog.get_logger(__name__)
+
+
+class Write:
+    """The way of a request's records into the ingress topic, and the counting of what became of them.
+
+    `Admit` counts events in as received and in flight; here they are counted out, exactly once each, as accepted or
+    unknown.
+    """
+
+    def __init__(self, settings: Settings, writer: Writer, topic: str, metrics: Metrics, transport: str) -> None:
+        """`topic` is the ingress topic; `transport` the label of `drm_requests_total`: http or websocket."""
+        self.retry_after_s = settings.retry_after_s
+        self.writer = writer
+        self.topic = topic
+        self._in_flight = metrics.in_flight
+        self._request_events = metrics.request_events
+        self._ack_seconds = metrics.ack_seconds
+        self._accepted = metrics.outcomes.labels(Outcome.ACCEPTED)
+        self._unknown = metrics.outcomes.labels(Outcome.UNKNOWN)
+        statuses = {200} | {problem.status for problem in PROBLEMS.values()}
+        self._requests = {status: metrics.requests.labels(transport, str(status)) for status in statuses}
+        self._refusals = {code: metrics.refusals.labels(code) for code in PROBLEMS}
+
+    def write(self, admitted: Admitted, request_id: str, started: float, reply: Reply) -> None:
+        """Append the records; `reply` follows when Kafka has acknowledged all of them, or failed to.
+
+        `started` is the `perf_counter` of the request's last byte.
+        """
+        self._request_events.observe(admitted.received)
+        writing = _Writing(self, admitted, request_id, started, reply)
+        records = admitted.records
+        if records and not self.writer.room_for(admitted.record_bytes):
+            self.settle(len(records), started, known=False)
+            reply(self.refuse(self.overloaded("Kafka is behind and the buffer is full"), request_id))
+            return
+        delivery = Delivery(writing.settled)
+        append, partition_for, topic = self.writer.append, self.writer.partition_for, self.topic
+        try:
+            for key, value, headers in records:
+                append(topic, partition_for(topic, key), key, value, headers, delivery)
+        except (WriterFull, RecordTooLarge):
+            writing.broken = True
+            log.exception("only a part of a request could be written", request_id=request_id)
+        delivery.seal()
+
+    def settle(self, events: int, started: float, *, known: bool) -> None:
+        """Move events from in flight to their outcome, and observe how long it took."""
+        if events:
+            self._in_flight.dec(events)
+            (self._accepted if known else self._unknown).inc(events)
+        self._ack_seconds.observe(perf_counter() - started)
+
+    def answer(self, admitted: Admitted, request_id: str) -> Answer:
+        """Return the answer to a request each of whose events is durable or refused for good."""
+        status = 200
+        if admitted.all_rejected:
+            status = 422
+            self._refusals["all_rejected"].inc()
+        self._requests[status].inc()
+        return Answer(status, request_id, admitted, None)
+
+    def refuse(self, refusal: Refusal, request_id: str) -> Answer:
+        """Count a refusal of a whole request and return its answer."""
+        self._refusals[refusal.problem.code].inc()
+        self._requests[refusal.problem.status].inc()
+        return Answer(refusal.problem.status, request_id, None, refusal)
+
+    def overloaded(self, why: str) -> Refusal:
+        """Return a 503 for what was not kept."""
+        seconds = self.retry_after_s
+        return Refusal("overloaded", f"{why}; send it again in {seconds} s.", retry_after_s=seconds)
+
+    def not_acknowledged(self) -> Refusal:
+        """Return a 503 for events whose fate is not known."""
+        seconds = self.retry_after_s
+        detail = (
+            f"Kafka did not confirm every event in time; send all of it again in {seconds} s, which is always safe."
+        )
+        return Refusal("not_acknowledged", detail, retry_after_s=seconds)
+
+
+class _Writing:
+    """One request on its way to Kafka."""
+
+    __slots__ = ("_admitted", "_reply", "_request_id", "_started", "_write", "broken")
+
+    def __init__(self, write: Write, admitted: Admitted, request_id: str, started: float, reply: Reply) -> None:
+        self._write = write
+        self._admitted = admitted
+        self._request_id = request_id
+        self._started = started
+        self._reply = reply
+        self.broken = False
+
+    def settled(self, delivery: Delivery) -> None:
+        """Count and answer, whether the sender is still there or not."""
+        write, admitted = self._write, self._admitted
+        known = not delivery.failed and not self.broken
+        write.settle(len(admitted.records), self._started, known=known)
+        if known:
+            self._reply(write.answer(admitted, self._request_id))
+        else:
+            self._reply(write.refuse(write.not_acknowledged(), self._request_id))
