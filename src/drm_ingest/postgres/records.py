@@ -78,8 +78,9 @@ tally (subject, type, events, last_at, first_day, first_at) as materialized (
     ) as moments
 )"""
 
-# Of each type the latest: of everything (device is null), and of each device of $2. The copy in subject_day serves once
-# retention has dropped the event itself. Day counts know the first day; its first event tells the time.
+# Of each type the latest: of everything (device is null), and of each device of $2; of several at one time the one that
+# days.py takes. The copy in subject_day serves once retention has dropped the event itself. Day counts know the first
+# day; its first event tells the time.
 _RESULT = """
 newest (device, type, subject, last_at) as (
     (select distinct on (type) null, type, subject, last_at from tally order by type, last_at desc, subject)
@@ -112,7 +113,7 @@ from newest join total using (type) cross join opened
 left join lateral (
     select source, id, data from event
     where subject = newest.subject and occurred_at = newest.last_at and type = newest.type
-    order by sequence desc nulls last, content_hash desc limit 1
+    order by length(coalesce(sequence, '')) desc, coalesce(sequence, '') desc, content_hash desc limit 1
 ) as latest on true
 left join lateral (
     select last_data from subject_day
