@@ -1,6 +1,7 @@
 """`serve` without its socket: the real application on the real Postgres."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 
 import asyncpg
 import httpx
@@ -12,6 +13,8 @@ from drm_ingest.metrics import Metrics
 from drm_ingest.postgres.credentials import ensure_key, new_key
 from drm_ingest.serve.app import build
 from drm_ingest.settings import Settings
+
+Ask = Callable[..., Awaitable[httpx.AsyncClient]]
 
 
 @pytest.fixture
@@ -29,9 +32,10 @@ def serve_settings(database: str) -> Settings:
         postgres_connections_max=4,
         postgres_acquire_timeout_s=2,
         postgres_statement_timeout_s=10,
-        postgres_lock_timeout_s=2,
+        postgres_lock_timeout_s=0.5,
         serve_body_bytes_max=100_000,
         request_body_timeout_s=1,
+        refused_body_discard_bytes_max=1_000_000,
     )
 
 
@@ -43,18 +47,24 @@ async def serve_app(serve_settings: Settings) -> AsyncIterator[FastAPI]:
 
 
 @pytest.fixture
-async def admin(serve_app: FastAPI, db: asyncpg.Connection) -> AsyncIterator[httpx.AsyncClient]:
-    """A client with an administrator's key."""
-    async with client(serve_app, await key(db, "admin", "admin")) as made:
-        yield made
+async def ask(serve_app: FastAPI, db: asyncpg.Connection) -> AsyncIterator[Ask]:
+    """Return a function that makes a client: with a key of a sender of that name and role, or with that key."""
+    async with AsyncExitStack() as clients:
+
+        async def make(name: str = "office", role: str = "admin", *, key: str | None = None) -> httpx.AsyncClient:
+            if key is None:
+                key = new_key()[0]
+                await ensure_key(db, name, role, key)
+            client = httpx.AsyncClient(
+                transport=httpx.ASGITransport(serve_app),
+                base_url="http://serve",
+                headers={"authorization": f"Bearer {key}"} if key else {},
+            )
+            return await clients.enter_async_context(client)
+
+        yield make
 
 
-def client(app: FastAPI, key: str | None) -> httpx.AsyncClient:
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://serve", headers=headers)
-
-
-async def key(db: asyncpg.Connection, name: str, role: str) -> str:
-    plain, _, _ = new_key()
-    await ensure_key(db, name, role, plain)
-    return plain
+@pytest.fixture
+async def admin(ask: Ask) -> httpx.AsyncClient:
+    return await ask()
