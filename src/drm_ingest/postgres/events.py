@@ -1,0 +1,286 @@
+"""Store events, exactly once in effect: identities, events, day counts, devices and positions in one transaction.
+
+    RowRefused     Postgres cannot hold a row; a retry changes nothing
+    Fenced         another worker owns a partition (positions.py)
+
+Everything else that Postgres raises passes with time or by a person's hand: the batch is read again.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+import asyncpg
+from aiokafka import ConsumerRecord, TopicPartition
+
+from drm_ingest.errors import EventCode
+from drm_ingest.event import PARTY_PREFIX
+from drm_ingest.postgres import days, pool, positions
+from drm_ingest.postgres.positions import Move, Owner
+from drm_ingest.postgres.rows import EVENT_COLUMNS, IDENTITY_COLUMNS, Row, copy_stream
+from drm_ingest.settings import Settings
+
+STAGED_BATCHES = 8
+"""After a batch with a repeat in it, this many go the careful way: repeats come in bursts, as retries do."""
+
+REASON_CHARACTERS_MAX = 300
+
+_STAGE_IDENTITY = "create temporary table staged_identity (like event_identity) on commit delete rows"
+
+_INSERT_IDENTITIES = """
+with went_in as (
+    insert into event_identity (key, content_hash, occurred_at)
+    select key, content_hash, occurred_at from staged_identity order by key
+    on conflict do nothing
+    returning key
+)
+select key from staged_identity where key not in (select key from went_in)
+"""
+
+_FIRST = "select key, content_hash from event_identity where key = any($1::uuid[])"
+
+_REGISTER = """
+insert into device (subject, registered_by) select unnest($1::text[]), 'event' on conflict do nothing
+"""
+
+_DEAD_LETTER = """
+insert into dead_letter (topic, "partition", "offset", key, content_hash, stage, code, detail)
+select t.topic, t."partition", t."offset", t.key, t.content_hash, 'attach', t.code, t.detail
+from unnest($1::text[], $2::int[], $3::bigint[], $4::uuid[], $5::uuid[], $6::text[], $7::text[])
+    as t (topic, "partition", "offset", key, content_hash, code, detail)
+on conflict do nothing
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """A record that cannot be stored, and why."""
+
+    record: ConsumerRecord
+    code: EventCode
+    detail: str
+    key: bytes | None = None
+    content_hash: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What was read of some partitions, and how far that moves them. Rows have distinct keys."""
+
+    moves: Mapping[TopicPartition, Move]
+    rows: Sequence[Row]
+    dead: Sequence[Dead] = ()
+
+
+@dataclass(slots=True)
+class Stored:
+    """What became of the rows of a batch."""
+
+    attached: list[Row] = field(default_factory=list)
+    duplicates: int = 0
+    dead: list[Dead] = field(default_factory=list)
+
+    def __iadd__(self, other: "Stored") -> Self:
+        self.attached += other.attached
+        self.duplicates += other.duplicates
+        self.dead += other.dead
+        return self
+
+
+class EventStore:
+    """The one connection through which a worker writes; made when first needed, dropped after any failure."""
+
+    def __init__(
+        self, settings: Settings, owner: Owner, bury: Callable[[Sequence[Dead]], Awaitable[None]]
+    ) -> None:
+        """`bury` writes dead letters to Kafka and returns when they are durable; awaited before the commit."""
+        self._settings = settings
+        self._owner = owner
+        self._bury = bury
+        self._connection: asyncpg.Connection | None = None
+        self._careful_batches = 0
+        self._registered: set[str] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._drop()
+
+    async def claim(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """Become the only one who may move these partitions; return their positions (positions.py)."""
+        try:
+            connection = await self._connected()
+            wait_s = self._settings.postgres_lock_timeout_s
+            return await positions.claim(connection, self._owner, partitions, end_wait_s=wait_s)
+        except BaseException:
+            self._drop()
+            raise
+
+    async def give_up(self, partitions: Iterable[TopicPartition]) -> None:
+        """Let the successor take these partitions without ending our connection."""
+        try:
+            await positions.give_up(await self._connected(), self._owner, partitions)
+        except BaseException:
+            self._drop()
+            raise
+
+    async def store(self, batch: Batch) -> Stored:
+        """Store a batch in one transaction and return what became of it.
+
+        The quick way copies identities straight into their table and fails as a whole on a repeat; the careful way finds
+        the repeats first; where Postgres refuses a row, halving the batch finds it.
+
+        Raises:
+            Fenced: nothing is stored; another worker goes on from the position in Postgres.
+            asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError: nothing is stored; try again.
+            Whatever `bury` raises: nothing is stored; try again.
+        """
+        try:
+            return await self._store(batch)
+        except BaseException:
+            # Nobody knows what state it is in, and a cancelled statement may still be running there.
+            self._drop()
+            raise
+
+    async def _store(self, batch: Batch) -> Stored:
+        if self._careful_batches == 0:
+            try:
+                return await self._transact(batch, self._insert)
+            except asyncpg.UniqueViolationError:
+                self._careful_batches = STAGED_BATCHES
+            except asyncpg.PostgresError as error:
+                if not refuses_row(error):
+                    raise
+        try:
+            stored = await self._transact(batch, self._insert_new)
+        except asyncpg.PostgresError as error:
+            if not refuses_row(error):
+                raise
+            stored = await self._transact(batch, self._insert_by_halves)
+        if stored.duplicates:
+            self._careful_batches = STAGED_BATCHES
+        elif self._careful_batches:
+            self._careful_batches -= 1
+        return stored
+
+    async def _transact(
+        self, batch: Batch, insert: Callable[[asyncpg.Connection, Sequence[Row]], Awaitable[Stored]]
+    ) -> Stored:
+        connection = await self._connected()
+        async with connection.transaction():
+            await positions.move(connection, self._owner, batch.moves)
+            stored = await insert(connection, batch.rows) if batch.rows else Stored()
+            stored.dead += batch.dead
+            if stored.dead:
+                await self._bury(stored.dead)
+                await _note_dead(connection, stored.dead)
+        self._remember(stored.attached)
+        return stored
+
+    async def _insert(self, connection: asyncpg.Connection, rows: Sequence[Row]) -> Stored:
+        """Insert rows none of which is stored yet; raises UniqueViolationError where one is."""
+        await _copy(connection, "event_identity", IDENTITY_COLUMNS, sorted(row.identity for row in rows))
+        await self._insert_rest(connection, rows)
+        return Stored(list(rows))
+
+    async def _insert_new(self, connection: asyncpg.Connection, rows: Sequence[Row]) -> Stored:
+        """Insert the rows that are new; tell repeats from conflicts by the hash of the first."""
+        await _copy(connection, "staged_identity", IDENTITY_COLUMNS, [row.identity for row in rows])
+        repeated = [record["key"] for record in await connection.fetch(_INSERT_IDENTITIES)]
+        if not repeated:
+            await self._insert_rest(connection, rows)
+            return Stored(list(rows))
+        # A statement of its own, so that it sees what another worker has committed meanwhile.
+        first = {r["key"].bytes: r["content_hash"].bytes for r in await connection.fetch(_FIRST, repeated)}
+        stored = Stored([row for row in rows if row.key not in first])
+        for row in rows:
+            if (hash_ := first.get(row.key)) == row.content_hash:
+                stored.duplicates += 1
+            elif hash_ is not None:
+                stored.dead.append(conflict(row))
+        if stored.attached:
+            await self._insert_rest(connection, stored.attached)
+        return stored
+
+    async def _insert_by_halves(self, connection: asyncpg.Connection, rows: Sequence[Row]) -> Stored:
+        """Insert what Postgres takes; a single row that it refuses is dead."""
+        try:
+            async with connection.transaction():  # a savepoint
+                stored = await self._insert_new(connection, rows)
+                # Staged rows would be there twice for the next part.
+                await connection.execute("truncate staged_identity, staged_day")
+                return stored
+        except asyncpg.PostgresError as error:
+            if not refuses_row(error):
+                raise
+            if len(rows) == 1:
+                row = rows[0]
+                reason = f"{error} [{error.sqlstate}]"[:REASON_CHARACTERS_MAX]
+                return Stored(dead=[Dead(row.record, EventCode.ROW_REFUSED, reason, row.key, row.content_hash)])
+        middle = len(rows) // 2
+        stored = await self._insert_by_halves(connection, rows[:middle])
+        stored += await self._insert_by_halves(connection, rows[middle:])
+        return stored
+
+    async def _insert_rest(self, connection: asyncpg.Connection, rows: Sequence[Row]) -> None:
+        """Insert everything but the identities."""
+        unknown = {row.subject for row in rows} - self._registered
+        if devices := sorted(subject for subject in unknown if not subject.startswith(PARTY_PREFIX)):
+            await connection.execute(_REGISTER, devices)
+        await _copy(connection, "event", EVENT_COLUMNS, [row.event for row in rows])
+        await days.add(connection, days.fold(rows))
+
+    def _remember(self, rows: Iterable[Row]) -> None:
+        if len(self._registered) > self._settings.attach_remembered_devices_max:
+            self._registered.clear()
+        self._registered.update(row.subject for row in rows)
+
+    async def _connected(self) -> asyncpg.Connection:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = connection = await pool.connect(self._settings, self._owner.holder)
+            await connection.execute(f"{_STAGE_IDENTITY}; {days.STAGE}")
+        return self._connection
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
+
+def refuses_row(error: asyncpg.PostgresError) -> bool:
+    """Whether the error is about what a row holds: data exceptions, constraints, and limits of the program.
+
+    Anything else (no such table, no right, no space, no connection) would refuse every row.
+    """
+    return (error.sqlstate or "")[:2] in ("22", "23", "54")
+
+
+def conflict(row: Row) -> Dead:
+    """Return the dead letter of a row whose identity another event has."""
+    detail = f"{EventCode.ID_CONFLICT.remedy}"
+    return Dead(row.record, EventCode.ID_CONFLICT, detail, row.key, row.content_hash)
+
+
+async def _copy(connection: asyncpg.Connection, table: str, columns: Sequence[str], packed: Iterable[bytes]) -> None:
+    await connection.copy_to_table(table, source=copy_stream(packed), columns=columns, format="binary")
+
+
+async def _note_dead(connection: asyncpg.Connection, dead: Sequence[Dead]) -> None:
+    def uuid(value: bytes | None) -> UUID | None:
+        return UUID(bytes=value) if value is not None else None
+
+    await connection.execute(
+        _DEAD_LETTER,
+        [letter.record.topic for letter in dead],
+        [letter.record.partition for letter in dead],
+        [letter.record.offset for letter in dead],
+        [uuid(letter.key) for letter in dead],
+        [uuid(letter.content_hash) for letter in dead],
+        [letter.code.value for letter in dead],
+        [letter.detail for letter in dead],
+    )

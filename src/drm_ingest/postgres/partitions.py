@@ -1,0 +1,112 @@
+"""Partitions of `event`, one a UTC month: made before they are needed, dropped when all in them is past keeping.
+
+Rows outside every month lie in `event_default`: what happened longer ago than is kept, and what came while no keeper
+ran. Making a month takes its rows from there. What came late, though longer ago than is kept, is kept as long as the
+rest from when it was recorded.
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+
+LOCK_KEY = 0x64726D_6B656570  # "drm" "keep": the advisory lock of the one keeper at work
+DELETED_AT_ONCE_MAX = 10_000
+_NAME = re.compile(r"event_(\d{4})_(\d{2})")
+
+_PARTITIONS = """
+select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid where i.inhparent = 'event'::regclass
+"""
+
+_MONTHS_IN_DEFAULT = """
+select distinct date_trunc('month', occurred_at, 'UTC') from event_default where occurred_at >= $1 and occurred_at < $2
+"""
+
+_DELETE_OLD = """
+delete from event_default where ctid = any(array(
+    select ctid from event_default where occurred_at < $1 and recorded_at < $1 limit $2
+))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What one round of keeping did; `busy` are months left for the next round because a lock did not come free."""
+
+    made: list[str]
+    dropped: list[str]
+    busy: list[str]
+    deleted: int = 0
+
+
+async def keep(pool: asyncpg.Pool, now: datetime, *, months_ahead: int, retention_days: int) -> Kept | None:
+    """Make and drop what is due; None where another keeper is at work.
+
+    Raises:
+        asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError: what was done so far stands.
+    """
+    async with pool.acquire() as connection:
+        if not await connection.fetchval("select pg_try_advisory_lock($1)", LOCK_KEY):
+            return None
+        try:
+            return await _keep(connection, now, months_ahead, retention_days)
+        finally:
+            await connection.execute("select pg_advisory_unlock($1)", LOCK_KEY)
+
+
+async def _keep(connection: asyncpg.Connection, now: datetime, months_ahead: int, retention_days: int) -> Kept:
+    kept = Kept([], [], [])
+    oldest = now - timedelta(days=retention_days)
+    there = {name for (name,) in await connection.fetch(_PARTITIONS)}
+    end = _first_of_month(now)
+    wanted = [end]
+    for _ in range(months_ahead):
+        wanted.append(_next_month(wanted[-1]))
+    strays = await connection.fetch(_MONTHS_IN_DEFAULT, _first_of_month(oldest), _next_month(wanted[-1]))
+    for month in sorted({*wanted, *(month for (month,) in strays)}):
+        name = f"event_{month:%Y_%m}"
+        if name not in there:
+            try:
+                await _make(connection, name, month)
+                kept.made.append(name)
+            except asyncpg.LockNotAvailableError:
+                kept.busy.append(name)
+    for name in sorted(there):
+        if (match := _NAME.fullmatch(name)) and _next_month(datetime(int(match[1]), int(match[2]), 1, tzinfo=UTC)) <= oldest:
+            try:
+                await connection.execute(f"drop table {name}")
+                kept.dropped.append(name)
+            except asyncpg.LockNotAvailableError:
+                kept.busy.append(name)
+    deleted = 0
+    while True:
+        done = int((await connection.execute(_DELETE_OLD, oldest, DELETED_AT_ONCE_MAX)).split()[1])
+        deleted += done
+        if done < DELETED_AT_ONCE_MAX:
+            return Kept(kept.made, kept.dropped, kept.busy, deleted)
+
+
+async def _make(connection: asyncpg.Connection, name: str, month: datetime) -> None:
+    """Make one month with what the default partition has of it.
+
+    Attaching a table takes no lock that writers or readers of other months notice, as `partition of` would.
+    """
+    start, end = f"'{month:%Y-%m-%d}T00:00:00Z'", f"'{_next_month(month):%Y-%m-%d}T00:00:00Z'"
+    async with connection.transaction():
+        await connection.execute(f"create table {name} (like event including defaults including storage)")
+        # From here on nobody adds to what is being moved.
+        await connection.execute("lock table event_default in access exclusive mode")
+        await connection.execute(
+            f"with moved as (delete from event_default where occurred_at >= {start} and occurred_at < {end} returning *)"  # noqa: S608
+            f" insert into {name} select * from moved"
+        )
+        await connection.execute(f"alter table event attach partition {name} for values from ({start}) to ({end})")
+
+
+def _first_of_month(time: datetime) -> datetime:
+    return time.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+
+
+def _next_month(month: datetime) -> datetime:
+    return _first_of_month(month + timedelta(days=31))
