@@ -11,28 +11,29 @@ import asyncio
 import contextlib
 import gc
 import os
-import random
 import secrets
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from time import monotonic, time
 
 import asyncpg
 import structlog
-from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from drm_ingest import health
 from drm_ingest.kafka import dead_letters, topics
 from drm_ingest.kafka.dead_letters import DeadLetter
-from drm_ingest.kafka.reader import Batches, Reader
+from drm_ingest.kafka.reader import Reader
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.kafka.writer import NotAcknowledged, Writer
 from drm_ingest.metrics import Metrics
 from drm_ingest.outcome import Outcome
 from drm_ingest.pipeline.decode import Decoded, Decoder
+from drm_ingest.pipeline.follow import Followed, OutOfStepError
 from drm_ingest.pipeline.keep import Keeper
-from drm_ingest.postgres.events import Dead, EventStore, Stored
+from drm_ingest.postgres.events import Batch, Dead, EventStore, Stored
 from drm_ingest.postgres.pool import open_pool
 from drm_ingest.postgres.positions import UNTOUCHED, Fenced, Move, Owner
 from drm_ingest.postgres.rows import EPOCH
@@ -45,7 +46,7 @@ RETRY_MAX_S = 5.0
 COMMIT_INTERVAL_S = 1.0
 EPOCH_S = EPOCH.timestamp()
 
-PASSING = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, NotAcknowledged)
+PASSING = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, NotAcknowledged, OutOfStepError)
 """What passes with time or by a person's hand: the batch is read again."""
 
 log = structlog.get_logger(__name__)
@@ -62,25 +63,233 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     schemas = Schemas.load(settings.schemas_dir)
     await topics.check(settings, schemas.families)
     names = Topics.of(settings)
+    # The name of its connection tells a successor which backend to end, so nobody else may ever have it.
+    holder = f"drm attach {socket.gethostname()[:24]} {os.getpid()} {secrets.token_hex(4)}"
     async with contextlib.AsyncExitStack() as stack:
         writer = Writer(settings, metrics)
         await writer.start()
         stack.push_async_callback(writer.stop, settings.drain_timeout_s)
-        pool = await stack.enter_async_context(open_pool(settings, "drm attach keeper", connections_max=2))
-        keeper = Keeper(settings, pool)
-        # The name of its connection tells a successor which backend to end, so nobody else may ever have it.
-        holder = f"drm attach {socket.gethostname()[:24]} {os.getpid()} {secrets.token_hex(4)}"
+        keeper = Keeper(settings, await stack.enter_async_context(open_pool(settings, "drm keeper", connections_max=2)))
         owner = Owner(f"{settings.topic_prefix}.{GROUP}", holder)
-        bury = Undertaker(writer, names.dead_letters)
-        store = await stack.enter_async_context(EventStore(settings, owner, bury))
-        worker = Worker(settings, metrics, store, [names.events(family) for family in schemas.families])
+        store = await stack.enter_async_context(EventStore(settings, owner, Undertaker(writer, names)))
+        worker = Worker(settings, metrics, keeper, store, [names.events(family) for family in schemas.families])
         address = await stack.enter_async_context(
-            health.serve(settings.worker_host, settings.attach_port, metrics, lambda: keeper.unready() or worker.unready())
+            health.serve(settings.worker_host, settings.attach_port, metrics, worker.unready)
         )
         gc.collect()
         gc.freeze()  # schemas and modules stay: no reason to walk them at each collection
-        log.info("attaching", families=schemas.families, holder=holder, health=address)
-        async with _beside(keeper.keep()):
-            if await _first(keeper.ready.wait(), stop.wait()):
+        if await keeper.prepare(stop):
+            log.info("attaching", families=schemas.families, holder=holder, health=address)
+            async with asyncio.TaskGroup() as tasks:
+                keeping = tasks.create_task(keeper.work())
                 await worker.work(stop)
+                keeping.cancel()
     log.info("stopped")
+
+
+class Undertaker:
+    """Buries: writes dead letters, and returns when Kafka has them for good."""
+
+    def __init__(self, writer: Writer, topics: Topics) -> None:
+        self._writer = writer
+        self._topics = topics
+
+    async def __call__(self, dead: Sequence[Dead]) -> None:
+        """Raises NotAcknowledged."""
+        letters = (DeadLetter(letter.record, "attach", letter.code, letter.detail) for letter in dead)
+        await self._writer.write(dead_letters.outgoing(self._writer, self._topics, letter) for letter in letters)
+
+
+@dataclass(slots=True)
+class Read:
+    """A batch on its way: what was read, and during which share of the partitions."""
+
+    share: int
+    records: int
+    moves: dict[TopicPartition, Move]
+    decoded: Decoded
+    began: float
+
+
+class Worker:
+    """Keeps the positions, the way back, and the accounts."""
+
+    def __init__(
+        self, settings: Settings, metrics: Metrics, keeper: Keeper, store: EventStore, topics: Sequence[str]
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._keeper = keeper
+        self._store = store
+        self._decoder = Decoder()
+        self._reader = Reader(settings, metrics, GROUP, topics, on_assigned=self._take, on_revoked=self._give_back)
+        self._share = 0  # rises whenever what was read before must not be stored any more
+        self._followed = Followed()
+        self._to_commit: dict[TopicPartition, int] = {}
+        self._committed_at = 0.0
+        self._unsettled = asyncio.Event()  # set: claim and seek before anything else
+        self._storing = asyncio.Lock()  # held while a batch is in hand
+        self._in_flight = 0
+        self._trouble: str | None = None
+        self._retry_s = RETRY_S
+
+    def unready(self) -> str | None:
+        """Return why no event could be made durable now; None: it could."""
+        if (trouble := self._keeper.unready()) is not None:
+            return trouble
+        if not self._reader.ready:
+            return "the group has not given this worker its share yet, or Kafka does not answer"
+        return self._trouble
+
+    async def work(self, stop: asyncio.Event) -> None:
+        """Attach until `stop` is set.
+
+        Raises:
+            PositionLost: events were deleted unread.
+        """
+        async with self._reader:
+            while not stop.is_set():
+                try:
+                    if self._unsettled.is_set():
+                        await self._settle()
+                    await self._attach(stop)
+                    continue
+                except Fenced as error:
+                    self._metrics.fenced.inc()
+                    self._fail(f"another worker owns {error}")
+                    # If the group has given our share to another, the next heartbeat tells us; only then claim.
+                    self._retry_s = self._settings.reader_session_timeout_s / 3
+                except PASSING as error:
+                    self._fail(str(error) or type(error).__name__)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), self._retry_s)
+                self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+            await self._commit()
+            await self._give_back(self._followed.partitions)
+
+    def _fail(self, reason: str) -> None:
+        self._trouble = reason
+        self._unsettled.set()
+        log.warning("batch failed, to be read again", reason=reason)
+
+    # -- partitions come and go ----------------------------------------------------------------------------------------
+
+    async def _take(self, partitions: frozenset[TopicPartition]) -> Mapping[TopicPartition, int]:
+        self._share += 1
+        try:
+            async with self._storing:
+                claimed = await self._store.claim(partitions)
+        except PASSING as error:
+            self._fail(str(error) or type(error).__name__)
+            return {}
+        self._followed.claim(claimed)
+        log.info("partitions taken", partitions=_listed(partitions))
+        return _seekable(claimed)
+
+    async def _give_back(self, partitions: frozenset[TopicPartition]) -> None:
+        self._share += 1
+        self._followed.leave(partitions)
+        try:
+            # Long enough for the batch in hand; whoever waits for us may end our connection after it.
+            async with asyncio.timeout(self._settings.postgres_lock_timeout_s), self._storing:
+                await self._store.give_up(partitions)
+        except PASSING as error:
+            log.warning("partitions left, not given up", reason=str(error) or type(error).__name__)
+        else:
+            log.info("partitions given up", partitions=_listed(partitions))
+
+    async def _settle(self) -> None:
+        """Claim what the group has given us, and read from there."""
+        self._share = share = self._share + 1
+        self._followed.leave(self._followed.partitions)
+        self._unsettled.clear()
+        partitions = self._reader.assigned
+        async with self._storing:
+            claimed = await self._store.claim(partitions)
+        await self._reader.rewind(partitions, _seekable(claimed))
+        if share == self._share:  # else the group has given us another share meanwhile, and that is claimed
+            self._followed.claim(claimed)
+            self._trouble = None
+
+    # -- one batch after another ---------------------------------------------------------------------------------------
+
+    async def _attach(self, stop: asyncio.Event) -> None:
+        """Read and store until `stop` is set, something fails, or partitions must be claimed anew."""
+        batches: asyncio.Queue[Read] = asyncio.Queue(maxsize=1)
+        working = [asyncio.create_task(self._read_on(batches)), asyncio.create_task(self._store_on(batches))]
+        waiting = [asyncio.create_task(stop.wait()), asyncio.create_task(self._unsettled.wait())]
+        try:
+            await asyncio.wait([*working, *waiting], return_when=asyncio.FIRST_COMPLETED)
+            async with asyncio.timeout(self._settings.drain_timeout_s), self._storing:  # finish the batch in hand
+                for task in (*working, *waiting):
+                    task.cancel()
+        finally:
+            for task in (*working, *waiting):
+                task.cancel()
+            results = await asyncio.gather(*working, *waiting, return_exceptions=True)
+            self._settle_accounts(Outcome.RETRIED, self._in_flight)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
+                raise result
+
+    async def _read_on(self, batches: asyncio.Queue[Read]) -> None:
+        async for arrived in self._reader.batches(self._settings.attach_batch_records_max):
+            began, share = monotonic(), self._share
+            moves, records = self._followed.follow(arrived)
+            if records:
+                self._in_flight += len(records)
+                self._metrics.received.inc(len(records))
+                self._metrics.in_flight.inc(len(records))
+                decoded = await self._decoder.decode(records)
+                await batches.put(Read(share, len(records), moves, decoded, began))
+
+    async def _store_on(self, batches: asyncio.Queue[Read]) -> None:
+        while True:
+            read = await batches.get()
+            async with self._storing:
+                if read.share != self._share:  # partitions came or went since
+                    self._settle_accounts(Outcome.RETRIED, read.records)
+                    continue
+                stored = await self._store.store(Batch(read.moves, read.decoded.rows, read.decoded.dead))
+                self._count(read, stored)
+            self._to_commit.update({partition: move.next_offset for partition, move in read.moves.items()})
+            if monotonic() - self._committed_at > COMMIT_INTERVAL_S:
+                await self._commit()
+
+    async def _commit(self) -> None:
+        """Tell Kafka, for those who look at lag there; nothing depends on it."""
+        offsets, self._to_commit = self._to_commit, {}
+        self._committed_at = monotonic()
+        if offsets:
+            try:
+                await self._reader.commit(offsets)
+            except KafkaError as error:
+                log.info("offsets not committed", reason=str(error) or type(error).__name__)
+
+    # -- the accounts --------------------------------------------------------------------------------------------------
+
+    def _count(self, read: Read, stored: Stored) -> None:
+        now, metrics = time() - EPOCH_S, self._metrics
+        self._retry_s = RETRY_S
+        self._settle_accounts(Outcome.ATTACHED, len(stored.attached))
+        self._settle_accounts(Outcome.DUPLICATE, stored.duplicates + read.decoded.duplicates)
+        self._settle_accounts(Outcome.DEAD_LETTER, len(stored.dead))
+        for letter in stored.dead:
+            metrics.codes.labels(letter.code.value).inc()
+        metrics.freshness_seconds.observe_many([now - row.received_us / 1e6 for row in stored.attached])
+        metrics.step_seconds.observe(monotonic() - read.began)
+
+    def _settle_accounts(self, outcome: Outcome, events: int) -> None:
+        if events:
+            self._in_flight -= events
+            self._metrics.outcomes.labels(outcome.value).inc(events)
+            self._metrics.in_flight.dec(events)
+
+
+def _seekable(claimed: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+    """Leave out partitions of which nothing is committed yet: those are read from their beginning."""
+    return {partition: position for partition, position in claimed.items() if position != UNTOUCHED}
+
+
+def _listed(partitions: frozenset[TopicPartition]) -> list[str]:
+    return sorted(f"{partition.topic}/{partition.partition}" for partition in partitions)

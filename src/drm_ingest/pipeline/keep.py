@@ -1,6 +1,7 @@
-"""The keeper in `attach`: waits for a migrated Postgres, makes and drops partitions of events, tells whether all is well."""
+"""The keeper in `attach`: waits for a migrated Postgres, keeps partitions of events, tells whether all is well."""
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime
 from time import monotonic
 
@@ -12,7 +13,9 @@ from drm_ingest.postgres.partitions import keep
 from drm_ingest.postgres.pool import Pool
 from drm_ingest.settings import Settings
 
+PREPARE_INTERVAL_S = 0.5
 PROBE_INTERVAL_S = 2.0
+KEEP_RETRY_S = 60.0
 
 PASSING = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
@@ -26,14 +29,15 @@ class Keeper:
         self._settings = settings
         self._pool = pool
         self._trouble: str | None = "Postgres has not been asked yet"
-        self._kept_at: float | None = None
+        self._migrated = False
+        self._keep_at = 0.0  # monotonic
 
     def unready(self) -> str | None:
         """Return why nothing could be stored now; None: it could."""
         return self._trouble
 
-    async def prepare(self) -> None:
-        """Wait until Postgres is there, migrated, and has partitions for what comes.
+    async def prepare(self, stop: asyncio.Event) -> bool:
+        """Wait until Postgres is there, migrated, and has partitions for what comes; False: `stop` came first.
 
         Raises:
             BadMigrations: a migration was changed after it was applied.
@@ -43,7 +47,11 @@ class Keeper:
             if self._trouble != said:
                 log.warning("waiting", reason=self._trouble)
             said = self._trouble
-            await asyncio.sleep(0.5)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), PREPARE_INTERVAL_S)
+            if stop.is_set():
+                return False
+        return True
 
     async def work(self) -> None:
         """Go on for ever; failures are told and tried again."""
@@ -55,32 +63,34 @@ class Keeper:
         """Ask whether rows could be stored, keep partitions when it is time; return and remember what is wrong."""
         try:
             trouble = await self._ask()
-            if trouble is None and self._is_time():
-                await self._keep()
         except PASSING as error:
             trouble = f"Postgres cannot be used: {error or type(error).__name__}; check DRM_POSTGRES_DSN and the server"
-        if trouble != self._trouble and trouble is not None and self._kept_at is not None:
-            log.warning("not ready", reason=trouble)
+        if trouble is None and monotonic() >= self._keep_at:
+            await self._keep()
         self._trouble = trouble
         return trouble
 
     async def _ask(self) -> str | None:
         if await self._pool.fetchval("select pg_is_in_recovery()"):
             return "Postgres is a standby or still recovering; nothing can be written to it"
-        if self._kept_at is None and (missing := await pending(self._pool)):
+        if not self._migrated and (missing := await pending(self._pool)):
             return f"migrations are missing ({', '.join(missing)}); run: drm-ingest migrate"
+        self._migrated = True
         return None
 
-    def _is_time(self) -> bool:
-        return self._kept_at is None or monotonic() - self._kept_at >= self._settings.keeper_interval_s
-
     async def _keep(self) -> None:
-        kept = await keep(
-            self._pool,
-            datetime.now(UTC),
-            months_ahead=self._settings.event_partitions_ahead_months,
-            retention_days=self._settings.event_retention_days,
-        )
-        self._kept_at = monotonic()
+        """Failing is no reason to stop: rows without a month of their own go to the default partition meanwhile."""
+        try:
+            kept = await keep(
+                self._pool,
+                datetime.now(UTC),
+                months_ahead=self._settings.event_partitions_ahead_months,
+                retention_days=self._settings.event_retention_days,
+            )
+        except PASSING as error:
+            log.error("partitions could not be kept", error=str(error) or type(error).__name__)
+            self._keep_at = monotonic() + KEEP_RETRY_S
+            return
+        self._keep_at = monotonic() + self._settings.keeper_interval_s
         if kept is not None and (kept.made or kept.dropped or kept.busy or kept.deleted):
             log.info("partitions kept", made=kept.made, dropped=kept.dropped, busy=kept.busy, deleted=kept.deleted)

@@ -92,9 +92,7 @@ class Stored:
 class EventStore:
     """The one connection through which a worker writes; made when first needed, dropped after any failure."""
 
-    def __init__(
-        self, settings: Settings, owner: Owner, bury: Callable[[Sequence[Dead]], Awaitable[None]]
-    ) -> None:
+    def __init__(self, settings: Settings, owner: Owner, bury: Callable[[Sequence[Dead]], Awaitable[None]]) -> None:
         """`bury` writes dead letters to Kafka and returns when they are durable; awaited before the commit."""
         self._settings = settings
         self._owner = owner
@@ -132,8 +130,8 @@ class EventStore:
     async def store(self, batch: Batch) -> Stored:
         """Store a batch in one transaction and return what became of it.
 
-        The quick way copies identities straight into their table and fails as a whole on a repeat; the careful way finds
-        the repeats first; where Postgres refuses a row, halving the batch finds it.
+        The quick way copies identities straight into their table and fails as a whole on a repeat; the careful way
+        finds the repeats first; where Postgres refuses a row, halving the batch finds it.
 
         Raises:
             Fenced: nothing is stored; another worker goes on from the position in Postgres.

@@ -23,6 +23,11 @@ _MONTHS_IN_DEFAULT = """
 select distinct date_trunc('month', occurred_at, 'UTC') from event_default where occurred_at >= $1 and occurred_at < $2
 """
 
+_MOVE = """
+with moved as (delete from event_default where occurred_at >= $1 and occurred_at < $2 returning *)
+insert into {name} select * from moved
+"""
+
 _DELETE_OLD = """
 delete from event_default where ctid = any(array(
     select ctid from event_default where occurred_at < $1 and recorded_at < $1 limit $2
@@ -73,7 +78,8 @@ async def _keep(connection: asyncpg.Connection, now: datetime, months_ahead: int
             except asyncpg.LockNotAvailableError:
                 kept.busy.append(name)
     for name in sorted(there):
-        if (match := _NAME.fullmatch(name)) and _next_month(datetime(int(match[1]), int(match[2]), 1, tzinfo=UTC)) <= oldest:
+        month = _month_of(name)
+        if month is not None and _next_month(month) <= oldest:
             try:
                 await connection.execute(f"drop table {name}")
                 kept.dropped.append(name)
@@ -92,16 +98,19 @@ async def _make(connection: asyncpg.Connection, name: str, month: datetime) -> N
 
     Attaching a table takes no lock that writers or readers of other months notice, as `partition of` would.
     """
-    start, end = f"'{month:%Y-%m-%d}T00:00:00Z'", f"'{_next_month(month):%Y-%m-%d}T00:00:00Z'"
+    until = _next_month(month)
     async with connection.transaction():
         await connection.execute(f"create table {name} (like event including defaults including storage)")
         # From here on nobody adds to what is being moved.
         await connection.execute("lock table event_default in access exclusive mode")
-        await connection.execute(
-            f"with moved as (delete from event_default where occurred_at >= {start} and occurred_at < {end} returning *)"  # noqa: S608
-            f" insert into {name} select * from moved"
-        )
-        await connection.execute(f"alter table event attach partition {name} for values from ({start}) to ({end})")
+        await connection.execute(_MOVE.format(name=name), month, until)
+        bounds = f"from ('{month:%Y-%m-%d}T00:00:00Z') to ('{until:%Y-%m-%d}T00:00:00Z')"
+        await connection.execute(f"alter table event attach partition {name} for values {bounds}")
+
+
+def _month_of(name: str) -> datetime | None:
+    match = _NAME.fullmatch(name)
+    return datetime(int(match[1]), int(match[2]), 1, tzinfo=UTC) if match else None
 
 
 def _first_of_month(time: datetime) -> datetime:

@@ -1,6 +1,6 @@
 """Positions in Kafka, kept in Postgres: what is committed of each partition, and who may move it.
 
-    Fenced     another worker owns a partition now, or moved it meanwhile: roll back
+Fenced     another worker owns a partition now, or moved it meanwhile: roll back
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ join unnest($3::text[], $4::int[]) as wanted (topic, "partition") using (topic, 
 where p.consumer_group = $1 and p.holder not in ('', $2)
 """
 
-# A zombie stuck in the middle of a batch holds its rows, and no time-out of ours frees them. This waits until it is gone.
+# A zombie stuck in the middle of a batch holds its rows, and no time-out of ours frees them; waits until it is gone.
 _END_BACKENDS = """
 select count(*) filter (where pg_terminate_backend(pid, $2))
 from pg_stat_activity
