@@ -125,6 +125,15 @@ def edge(
 
 
 @cli.command()
+def attach() -> None:
+    """Store events from the families' topics in Postgres, each exactly once."""
+    from drm_ingest.pipeline.attach import run
+    from drm_ingest.pipeline.command import run_until_told
+
+    raise typer.Exit(run_until_told("attach", run))
+
+
+@cli.command()
 def migrate() -> None:
     """Bring the tables in Postgres up to date; safe to repeat, and to run from several machines at once."""
     import asyncio

@@ -183,12 +183,15 @@ class Worker:
             self._fail(str(error) or type(error).__name__)
             return {}
         self._followed.claim(claimed)
-        log.info("partitions taken", partitions=_listed(partitions))
+        log.info("partitions taken", partitions=len(claimed), begun=len(_seekable(claimed)))
         return _seekable(claimed)
 
     async def _give_back(self, partitions: frozenset[TopicPartition]) -> None:
         self._share += 1
+        partitions &= self._followed.partitions
         self._followed.leave(partitions)
+        if not partitions:
+            return
         try:
             # Long enough for the batch in hand; whoever waits for us may end our connection after it.
             async with asyncio.timeout(self._settings.postgres_lock_timeout_s), self._storing:
@@ -196,7 +199,7 @@ class Worker:
         except PASSING as error:
             log.warning("partitions left, not given up", reason=str(error) or type(error).__name__)
         else:
-            log.info("partitions given up", partitions=_listed(partitions))
+            log.info("partitions given up", partitions=len(partitions))
 
     async def _settle(self) -> None:
         """Claim what the group has given us, and read from there."""
@@ -289,7 +292,3 @@ class Worker:
 def _seekable(claimed: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
     """Leave out partitions of which nothing is committed yet: those are read from their beginning."""
     return {partition: position for partition, position in claimed.items() if position != UNTOUCHED}
-
-
-def _listed(partitions: frozenset[TopicPartition]) -> list[str]:
-    return sorted(f"{partition.topic}/{partition.partition}" for partition in partitions)

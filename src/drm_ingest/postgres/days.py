@@ -32,7 +32,7 @@ on conflict (subject, day, type) do update set
     last_hash = case when {_NEWER} then excluded.last_hash else old.last_hash end,
     last_sequence = case when {_NEWER} then excluded.last_sequence else old.last_sequence end,
     last_data = case when {_NEWER} then excluded.last_data else old.last_data end
-"""  # noqa: S608  # our own text
+"""
 
 
 class _Day:

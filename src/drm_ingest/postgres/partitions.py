@@ -37,12 +37,12 @@ delete from event_default where ctid = any(array(
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What one round of keeping did; `busy` are months left for the next round because a lock did not come free."""
+    """What one round of keeping did: names of partitions, and how many rows were deleted from the default one."""
 
     made: list[str]
     dropped: list[str]
-    busy: list[str]
-    deleted: int = 0
+    busy: list[str]  # left for the next round: a lock did not come free
+    deleted: int
 
 
 async def keep(pool: asyncpg.Pool, now: datetime, *, months_ahead: int, retention_days: int) -> Kept | None:
@@ -61,36 +61,37 @@ async def keep(pool: asyncpg.Pool, now: datetime, *, months_ahead: int, retentio
 
 
 async def _keep(connection: asyncpg.Connection, now: datetime, months_ahead: int, retention_days: int) -> Kept:
-    kept = Kept([], [], [])
+    made: list[str] = []
+    dropped: list[str] = []
+    busy: list[str] = []
     oldest = now - timedelta(days=retention_days)
     there = {name for (name,) in await connection.fetch(_PARTITIONS)}
-    end = _first_of_month(now)
-    wanted = [end]
+    wanted = [_first_of_month(now)]
     for _ in range(months_ahead):
         wanted.append(_next_month(wanted[-1]))
-    strays = await connection.fetch(_MONTHS_IN_DEFAULT, _first_of_month(oldest), _next_month(wanted[-1]))
+    strays = await connection.fetch(_MONTHS_IN_DEFAULT, _next_month(_first_of_month(oldest)), _next_month(wanted[-1]))
     for month in sorted({*wanted, *(month for (month,) in strays)}):
         name = f"event_{month:%Y_%m}"
         if name not in there:
             try:
                 await _make(connection, name, month)
-                kept.made.append(name)
+                made.append(name)
             except asyncpg.LockNotAvailableError:
-                kept.busy.append(name)
+                busy.append(name)
     for name in sorted(there):
         month = _month_of(name)
         if month is not None and _next_month(month) <= oldest:
             try:
                 await connection.execute(f"drop table {name}")
-                kept.dropped.append(name)
+                dropped.append(name)
             except asyncpg.LockNotAvailableError:
-                kept.busy.append(name)
+                busy.append(name)
     deleted = 0
     while True:
         done = int((await connection.execute(_DELETE_OLD, oldest, DELETED_AT_ONCE_MAX)).split()[1])
         deleted += done
         if done < DELETED_AT_ONCE_MAX:
-            return Kept(kept.made, kept.dropped, kept.busy, deleted)
+            return Kept(made, dropped, busy, deleted)
 
 
 async def _make(connection: asyncpg.Connection, name: str, month: datetime) -> None:
@@ -100,7 +101,9 @@ async def _make(connection: asyncpg.Connection, name: str, month: datetime) -> N
     """
     until = _next_month(month)
     async with connection.transaction():
-        await connection.execute(f"create table {name} (like event including defaults including storage)")
+        await connection.execute(
+            f"create table {name} (like event including defaults including constraints including storage)"
+        )
         # From here on nobody adds to what is being moved.
         await connection.execute("lock table event_default in access exclusive mode")
         await connection.execute(_MOVE.format(name=name), month, until)

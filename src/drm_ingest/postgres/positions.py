@@ -20,8 +20,9 @@ where p.consumer_group = $1 and p.holder not in ('', $2)
 """
 
 # A zombie stuck in the middle of a batch holds its rows, and no time-out of ours frees them; waits until it is gone.
+# So may a connection of our own that we gave up while the network swallowed everything.
 _END_BACKENDS = """
-select count(*) filter (where pg_terminate_backend(pid, $2))
+select pg_terminate_backend(pid, $2)
 from pg_stat_activity
 where application_name = any($1::text[]) and datname = current_database() and pid <> pg_backend_pid()
 """
@@ -82,8 +83,8 @@ async def claim(
     """
     topics, numbers = _columns(partitions)
     others = await connection.fetch(_OTHER_HOLDERS, owner.group, owner.holder, topics, numbers)
-    if others:
-        await connection.fetch(_END_BACKENDS, [row["holder"] for row in others], round(end_wait_s * 1000))
+    names = [owner.holder, *(row["holder"] for row in others)]
+    await connection.execute(_END_BACKENDS, names, round(end_wait_s * 1000))
     rows = await connection.fetch(_CLAIM, owner.group, owner.holder, topics, numbers)
     return {TopicPartition(topic, number): next_offset for topic, number, next_offset in rows}
 

@@ -1,0 +1,42 @@
+"""How a worker starts and ends as a process: settings, logs, signals, and what it says when it cannot go on."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+
+import structlog
+import uvloop
+
+from drm_ingest import logs
+from drm_ingest.kafka.connection import KafkaUnreachable
+from drm_ingest.kafka.reader import PositionLost
+from drm_ingest.kafka.topics import TopicsWrong
+from drm_ingest.postgres.migrate import BadMigrations
+from drm_ingest.schema import BadSchema
+from drm_ingest.settings import Settings
+
+Work = Callable[[Settings, asyncio.Event], Awaitable[None]]
+
+
+def run_until_told(process: str, work: Work) -> int:
+    """Work until SIGTERM or SIGINT sets the event that `work` was given; return the exit code.
+
+    0 after an orderly end, 1 when a person has to act: the last line of the log says on what.
+    """
+    settings = Settings()
+    logs.configure(settings, process)
+    code = 0
+    try:
+        uvloop.run(_work(work, settings))
+    except* (KafkaUnreachable, TopicsWrong, PositionLost, BadMigrations, BadSchema) as errors:
+        for error in errors.exceptions:
+            structlog.get_logger(__name__).critical("stopped", reason=str(error))
+        code = 1
+    return code
+
+
+async def _work(work: Work, settings: Settings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await work(settings, stop)
