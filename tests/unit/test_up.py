@@ -6,6 +6,7 @@ import shlex
 from drm_ingest.schema import Schemas
 from drm_ingest.up.fetch import pinned
 from drm_ingest.up.greeting import curl
+from drm_ingest.up.last_words import LINE_CHARACTERS_MAX, readable
 from drm_ingest.up.supervisor import restart_pause_s
 
 
@@ -28,3 +29,22 @@ def test_the_greeting_sends_an_event_that_its_schema_takes() -> None:
     assert schema is not None
     assert schema.is_valid(event["data"])
     assert "Authorization: Bearer drm_key" in words
+
+
+def test_last_words_say_what_happened_and_not_the_json_around_it() -> None:
+    failed = {
+        "event": "the process failed",
+        "level": "critical",
+        "pid": 1,
+        "exception": "  + Exception Group Traceback\n    | OSError: the disk is full\n    +------\n",
+    }
+    bound = {"event": "the port is taken", "level": "error", "port": 8080}
+    assert readable([json.dumps(failed), json.dumps(bound), "Exception in thread main"]) == [
+        "critical the process failed: OSError: the disk is full",
+        "error the port is taken port=8080",
+        "Exception in thread main",
+    ]
+
+
+def test_last_words_are_short() -> None:
+    assert [len(line) for line in readable(["x" * 10_000])] == [LINE_CHARACTERS_MAX]

@@ -3,6 +3,7 @@
     command     what `drm-ingest up` does, in order
     supervisor  starts, watches, starts again, stops
     child       one process: its group, its log, its end
+    last_words  the end of its log, for a person
     launch      the few lines between our fork and its exec
     kafka       Apache Kafka from pinned jars (`fetch`, `kafka.lock`, written by `pin`) on a Java from PyPI
     postgres    Postgres from a wheel, as somebody else where we are root

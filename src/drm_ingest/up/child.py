@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from drm_ingest.up import launch
+from drm_ingest.up.last_words import readable
 
 LOG_BYTES_MAX = 16 * 1024 * 1024  # then what is there becomes NAME.log.1, and what was there is dropped
 
@@ -142,14 +143,14 @@ class Child:
             time.sleep(0.005)
         self.pid_file.unlink(missing_ok=True)
 
-    def last_lines(self, count: int = 20) -> str:
-        """The end of what it wrote since its last start."""
+    def last_lines(self, count: int = 10) -> str:
+        """The end of what it wrote since its last start, for a person."""
         if not self.log_file.exists():
             return ""
         with self.log_file.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
-            log.seek(max(min(self._log_start_bytes, size), size - 32 * 1024))
-            return "\n".join(log.read().decode(errors="replace").splitlines()[-count:])
+            log.seek(max(min(self._log_start_bytes, size), size - 256 * 1024))
+            return "\n".join(readable(log.read().decode(errors="replace").splitlines()[-count:]))
 
     def trim_log(self) -> None:
         """Keep the log bounded while it is written to: copy it aside, cut it; who appends goes on at its start."""
