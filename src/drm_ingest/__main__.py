@@ -125,6 +125,15 @@ def edge(
 
 
 @cli.command()
+def enrich() -> None:
+    """Correct the time of events, give them context, write them to the topics of their families; until SIGTERM."""
+    from drm_ingest.pipeline.command import run_until_told
+    from drm_ingest.pipeline.enrich import run
+
+    raise typer.Exit(run_until_told("enrich", run))
+
+
+@cli.command()
 def attach() -> None:
     """Store events from the families' topics in Postgres, each exactly once."""
     from drm_ingest.pipeline.attach import run

@@ -72,7 +72,6 @@ class Lane:
 
     def __init__(self, remembered: Remembered) -> None:
         self.remembered = remembered
-        self.batch: asyncio.Task[None] | None = None
         self.acknowledged: int | None = None  # the offset to commit
         self.failing = False
         self.gone = False
@@ -133,7 +132,7 @@ class Worker:
             self._reader.hold(batches)
             for partition, records in batches.items():
                 lane = self._lanes[partition]
-                lane.batch = tasks.create_task(self._carry(partition, lane, records, contexts))
+                tasks.create_task(self._carry(partition, lane, records, contexts))
             # Under load a few larger batches cost far less than many small ones; the first after a pause goes at once.
             await asyncio.sleep(began + self._settings.enrich_pace_s - monotonic())
 
@@ -165,7 +164,6 @@ class Worker:
             lane.acknowledged = records[done.records - 1].offset + 1
             self._metrics.step_seconds.observe(monotonic() - began)
             records = records[done.records :] if done.records < len(records) else []
-        lane.batch = None
         if not lane.gone:
             self._reader.release([partition])
 
@@ -231,12 +229,9 @@ class Worker:
             self._lanes[partition] = Lane(Remembered(self._settings.enrich_remembered_events_max // max(1, lanes)))
 
     async def _give_back(self, partitions: frozenset[TopicPartition]) -> None:
-        """Let the batches under way end, so that the next worker begins behind them."""
+        """Commit what is done; the reader let the batches under way end before, as far as they would."""
         self._rebalances += 1
         lanes = {partition: self._lanes.pop(partition) for partition in partitions if partition in self._lanes}
         for lane in lanes.values():
             lane.gone = True
-        if batches := [lane.batch for lane in lanes.values() if lane.batch is not None]:
-            await asyncio.wait(batches, timeout=self._settings.reader_session_timeout_s / 2)
         await self._commit(lanes)
-        self._reader.release(partitions)

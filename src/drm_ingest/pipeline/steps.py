@@ -62,7 +62,7 @@ class Steps:
     def __init__(self, settings: Settings, schemas: Schemas, writer: Writer, user_agents: UserAgents) -> None:
         topics = Topics.of(settings)
         self._writer = writer
-        self._ingress = IngressReader(settings.event_bytes_max)
+        self._ingress = IngressReader()
         self._topics = topics
         self._dead_letter_bytes_max = settings.writer_batch_bytes_max // 2
         self._user_agents = user_agents
@@ -98,7 +98,7 @@ class Steps:
                 if not self._bury(DeadLetter(record, STAGE, EventCode.UNREADABLE, str(error)), delivery, done):
                     break
             except RecordTooLarge as error:
-                detail = f"larger than a batch may be once enriched: {error}"
+                detail = f"too large for a batch once enriched: {error}"
                 if not self._bury(DeadLetter(record, STAGE, EventCode.UNREADABLE, detail), delivery, done):
                     break
             except WriterFull:
@@ -168,28 +168,30 @@ class Steps:
     ) -> tuple[str, str, bytes, bytes]:
         """Return the event's id, the source of its identity, its bytes, and the required attributes it lacks."""
         missing = b""
-        nulls = []  # there, but without a value: they would contradict what is added
+        empty = []  # there, but without a value: what is added would be there twice
         if not (id_ := sent.id or assigned.id):
             raise Unreadable("it has no id, and none was assigned")
         if not sent.id:
             missing += fragment(id=id_)
-            nulls.append("id")
+            if sent.id is not UNSET:
+                empty.append("id")
         if not sent.subject:
             missing += fragment(subject=context.subject)
-            nulls.append("subject")
+            if sent.subject is not UNSET:
+                empty.append("subject")
         if sent.source:
             source = identity_source(context.subject, sent.source)
-        elif source := assigned.source or (received.receipt.sender if context.is_party else ""):
-            missing += fragment(source=source)
-            nulls.append("source")
         else:
-            missing += context.source
-            nulls.append("source")
+            source = assigned.source or (received.receipt.sender if context.is_party else "")
+            missing += fragment(source=source) if source else context.source
+            if sent.source is not UNSET:
+                empty.append("source")
         if not sent.specversion:
             missing += SPECVERSION
-            nulls.append("specversion")
-        if nulls and any(getattr(sent, name) is not UNSET for name in nulls):
-            value = without(value, nulls)
+            if sent.specversion is not UNSET:
+                empty.append("specversion")
+        if empty:
+            value = without(value, empty)
         return id_, source, value, missing
 
     def _bury(self, letter: DeadLetter, delivery: Delivery, done: Done) -> bool:
