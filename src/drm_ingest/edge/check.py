@@ -52,7 +52,7 @@ def check_attributes(attributes: Mapping[str, object]) -> None:
                 raise invalid(name, f"{name} is a string of {lengths[0]} to {lengths[-1]} characters.")
         elif name not in _SPECIAL:
             check_extension(name, attribute)
-        elif attribute is not None:
+        else:
             _check_special(name, attribute)
 
 
@@ -104,6 +104,8 @@ def check_party(subject: str) -> None:
 def _check_special(name: str, attribute: object) -> None:
     if name == "specversion" and attribute != "1.0":
         raise invalid(name, "specversion is 1.0.")
+    if attribute is None:
+        return
     if name == "datacontenttype" and not (isinstance(attribute, str) and _json_type(attribute)):
         raise invalid(name, "data is JSON: application/json, or none named.")
     if name == "data_base64":
