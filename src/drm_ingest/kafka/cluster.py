@@ -22,6 +22,7 @@ from drm_ingest.settings import Settings
 log = structlog.get_logger(__name__)
 
 REFRESH_S = 5.0  # also tells an idle process that Kafka is gone, and that it is back
+UNREACHABLE_PAUSE_S = 0.5
 REFRESH_PAUSE_S = 0.2  # between two refreshes, however many ask for one
 BROKER_TIMEOUT_S = 2.0  # one broker that hangs must not keep us from asking the next
 
@@ -58,7 +59,7 @@ class Cluster:
         """Keep what is known fresh, until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(REFRESH_S):
+                async with asyncio.timeout(REFRESH_S if self.reachable else UNREACHABLE_PAUSE_S):
                     await self._wanted.wait()
             self._wanted.clear()
             try:
@@ -131,5 +132,5 @@ class Cluster:
         """Yield the brokers known last, then the bootstrap servers, since all brokers may have moved."""
         known = [(broker.host, broker.port) for broker in self._metadata.brokers()]
         random.shuffle(known)
-        yield from known
-        yield from ((host, port) for host, port, _ in collect_hosts(self._settings.kafka_bootstrap))
+        bootstrap = [(host, port) for host, port, _ in collect_hosts(self._settings.kafka_bootstrap)]
+        yield from dict.fromkeys(known + bootstrap)

@@ -181,8 +181,8 @@ def wrong(name: str, found: Found | None, settings: Settings) -> list[str]:
     problems = []
     if found.partitions != settings.topic_partitions:
         problems.append(
-            f"{found.partitions} partitions, not {settings.topic_partitions}; set DRM_TOPIC_PARTITIONS to what all topics "
-            "have (a topic's count cannot go down, and raising it moves keys to other partitions)"
+            f"{found.partitions} partitions, not {settings.topic_partitions}; set DRM_TOPIC_PARTITIONS to what all "
+            "topics have (a count cannot go down, and raising it moves keys to other partitions)"
         )
     if found.replication_factor < settings.topic_replication_factor:
         problems.append(

@@ -102,7 +102,7 @@ class Writer:
             not self._closed
             and self._cluster.reachable
             and (not leaders or any(leader.healthy for leader in leaders))
-            and self.room_for(self._batch_bytes_max)
+            and self.room_for(1)
         )
 
     def room_for(self, bytes_: int) -> bool:
