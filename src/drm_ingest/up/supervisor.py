@@ -98,6 +98,7 @@ class Supervisor:
                 child.stop(2.0)
             self.check_stop()
             time.sleep(POLL_S)
+        child.kill()  # and whatever it may have left
         if child.exit_code != 0:
             raise StartError(f"{child.name} failed with code {child.exit_code}", child)
         self.say(f"[green]✓[/] {child.name}")
