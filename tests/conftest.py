@@ -10,6 +10,7 @@ None of it is for tests/unit: those run in memory.
 """
 
 import asyncio
+import contextlib
 import os
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
@@ -105,8 +106,9 @@ def migrated(postgres: Postgres) -> Postgres:
     return postgres
 
 
-@pytest.fixture
-def database(migrated: Postgres) -> Iterator[str]:
+@contextlib.contextmanager
+def database_on(migrated: Postgres) -> Iterator[str]:
+    """Make a fresh, migrated database and drop it again; yields its DSN."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     run_aside(_execute(migrated.dsn, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}"))
     yield _on(migrated, name)
@@ -114,14 +116,17 @@ def database(migrated: Postgres) -> Iterator[str]:
 
 
 @pytest.fixture
-def settings(kafka: Kafka, database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    for name in [name for name in os.environ if name.startswith("DRM_")]:
-        monkeypatch.delenv(name)
-    prefix = f"test-{uuid.uuid4().hex[:12]}"
-    yield Settings(
+def database(migrated: Postgres) -> Iterator[str]:
+    with database_on(migrated) as dsn:
+        yield dsn
+
+
+def make_settings(kafka: Kafka, dsn: str) -> Settings:
+    """Return settings with a topic prefix and ports of their own."""
+    return Settings(
         kafka_bootstrap=kafka.bootstrap,
-        postgres_dsn=SecretStr(database),
-        topic_prefix=prefix,
+        postgres_dsn=SecretStr(dsn),
+        topic_prefix=f"test-{uuid.uuid4().hex[:12]}",
         topic_partitions=3,
         topic_replication_factor=1,
         topic_min_insync_replicas=1,
@@ -139,16 +144,29 @@ def settings(kafka: Kafka, database: str, monkeypatch: pytest.MonkeyPatch) -> It
         credential_refresh_s=0.2,
         drain_timeout_s=3,
     )
-    run_aside(_drop_topics(kafka.bootstrap, prefix))
+
+
+def make_environment(settings: Settings) -> dict[str, str]:
+    """Return the environment of `python -m drm_ingest …` that gives it these settings."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("DRM_")}
+    for name, value in settings.model_dump(exclude_unset=True).items():
+        own[f"DRM_{name.upper()}"] = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+    return own
+
+
+@pytest.fixture
+def settings(kafka: Kafka, database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    for name in [name for name in os.environ if name.startswith("DRM_")]:
+        monkeypatch.delenv(name)
+    made = make_settings(kafka, database)
+    yield made
+    run_aside(_drop_topics(kafka.bootstrap, made.topic_prefix))
 
 
 @pytest.fixture
 def environment(settings: Settings) -> dict[str, str]:
     """The environment of `python -m drm_ingest …` that gives it these settings."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("DRM_")}
-    for name, value in settings.model_dump(exclude_unset=True).items():
-        own[f"DRM_{name.upper()}"] = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-    return own
+    return make_environment(settings)
 
 
 def _on(server: Postgres, database: str) -> str:

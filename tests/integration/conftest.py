@@ -8,11 +8,14 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
+from tests.integration.edge_fixtures import edge, quick_edge, start_edge
 
 from drm_ingest.metrics import Metrics
 from drm_ingest.postgres.credentials import ensure_key, new_key
 from drm_ingest.serve.app import build
 from drm_ingest.settings import Settings
+
+__all__ = ["edge", "quick_edge", "start_edge"]  # fixtures for the tests of the edge
 
 Ask = Callable[..., Awaitable[httpx.AsyncClient]]
 

@@ -6,7 +6,7 @@ from drm_ingest.edge.websocket import CLOUDEVENTS, SEQ_MAX
 from drm_ingest.settings import Settings
 
 _SEQ = {"type": "integer", "minimum": 0, "maximum": SEQ_MAX, "description": "The client's own number for the message."}
-_EVENT = {"type": "device.status", "subject": "meter-7", "id": "1", "data": {"status": "online"}}
+_EVENT = {"type": "device.status", "subject": "meter-7", "id": "1", "data": {"state": "online"}}
 
 
 def document(settings: Settings) -> dict[str, Any]:

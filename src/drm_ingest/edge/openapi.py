@@ -27,7 +27,6 @@ REMEDIES = {
 """What to do, for refusals that no step of ours raises."""
 
 _REQUEST_ID = "5f0c7be3a1-2a"
-_DATA = {"name": "temperature", "value": 21.5, "unit": "Cel"}
 _EVENT: dict[str, Any] = {
     "specversion": "1.0",
     "id": "meter-7-000042",
@@ -35,7 +34,7 @@ _EVENT: dict[str, Any] = {
     "source": "/gateways/12",
     "subject": "meter-7",
     "time": "2026-11-22T10:00:00Z",
-    "data": {"measurements": [_DATA]},
+    "data": {"temperature": 21.5, "humidity": 48},
 }
 _ANSWER = {"request_id": _REQUEST_ID, "accepted": 2, "results": []}
 _REJECTED = {
@@ -43,8 +42,8 @@ _REJECTED = {
     "id": "meter-7-000043",
     "status": "rejected",
     "code": EventCode.SCHEMA_VIOLATION,
-    "pointer": "/data/measurements/0/value",
-    "detail": "must be a number",
+    "pointer": "/data/temperature",
+    "detail": "must be a number, not a string",
 }
 _ASSIGNED = {"index": 0, "id": "0b9e…", "status": "accepted", "code": EventCode.ID_ASSIGNED}
 

@@ -73,7 +73,8 @@ class Request:
         except httptools.HttpParserUpgrade:
             self._ignore_upgrade()
         except httptools.HttpParserError as error:
-            raise MalformedRequest(str(error)) from None
+            ours = error.__context__
+            raise ours if isinstance(ours, MalformedRequest) else MalformedRequest(str(error)) from None
         return end
 
     @property
@@ -124,6 +125,8 @@ class Request:
         length = headers.get(b"content-length")
         if length is not None:
             self.left = int(length)
+        elif headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            raise MalformedRequest("Transfer-Encoding may be chunked only; compress by Content-Encoding")
         if b"host" not in headers:
             raise MalformedRequest("no Host header")
 

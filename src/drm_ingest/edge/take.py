@@ -64,7 +64,7 @@ class Take:
         """Decide before a byte of the body is read.
 
         Raises:
-            Refusal: unauthenticated, body_too_large, overloaded, malformed_request.
+            Refusal: unauthenticated, not_ready, body_too_large, overloaded.
         """
         credential = self.credentials.find(headers.get(b"authorization"))
         if credential is None:
@@ -74,8 +74,6 @@ class Take:
         length = headers.get(b"content-length")
         if length is not None:
             self.hold(int(length))
-        elif headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
-            raise Refusal("malformed_request", "Transfer-Encoding may be chunked only; compress by Content-Encoding.")
         return credential
 
     def hold(self, length: int, counted: int = 0) -> None:

@@ -20,10 +20,9 @@ log = structlog.get_logger(__name__)
 
 
 class Write:
-    """The way of a request's records into the ingress topic, and the counting of what became of them.
+    """The way of a request's records into the ingress topic, and the ledger of the edge.
 
-    `Admit` counts events in as received and in flight; here they are counted out, exactly once each, as accepted or
-    unknown.
+    After each step, received = rejected + accepted + unknown + in flight.
     """
 
     def __init__(self, settings: Settings, writer: Writer, topic: str, metrics: Metrics, transport: str) -> None:
@@ -31,7 +30,9 @@ class Write:
         self.retry_after_s = settings.retry_after_s
         self.writer = writer
         self.topic = topic
+        self._received = metrics.received
         self._in_flight = metrics.in_flight
+        self._rejected = metrics.outcomes.labels(Outcome.REJECTED)
         self._request_events = metrics.request_events
         self._ack_seconds = metrics.ack_seconds
         self._accepted = metrics.outcomes.labels(Outcome.ACCEPTED)
@@ -45,9 +46,13 @@ class Write:
 
         `started` is the `perf_counter` of the request's last byte.
         """
+        records = admitted.records
+        self._received.inc(admitted.received)
+        self._in_flight.inc(len(records))
+        if rejected := admitted.received - len(records):
+            self._rejected.inc(rejected)
         self._request_events.observe(admitted.received)
         writing = _Writing(self, admitted, request_id, started, reply)
-        records = admitted.records
         if records and not self.writer.room_for(admitted.record_bytes):
             self.settle(len(records), started, known=False)
             reply(self.refuse(self.overloaded("Kafka is behind and the buffer is full"), request_id))
