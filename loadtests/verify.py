@@ -46,16 +46,14 @@ async def quiet(kafka_bootstrap: str, postgres_dsn: str, prefix: str, timeout_s:
 async def _behind(
     consumer: AIOKafkaConsumer, admin: AIOKafkaAdminClient, postgres_dsn: str, prefix: str
 ) -> dict[str, int]:
-    topics = [name for name in await consumer.topics() if name == f"{prefix}.ingress" or f"{prefix}.events." in name]
-    partitions = [TopicPartition(name, p) for name in topics for p in consumer.partitions_for_topic(name) or ()]
-    ends = await consumer.end_offsets(partitions)
+    ends = await consumer.end_offsets(await _partitions(admin, await _topics(admin, prefix)))
     committed = await admin.list_consumer_group_offsets(f"{prefix}.enrich")
     connection = await asyncpg.connect(postgres_dsn)
     try:
         rows = await connection.fetch('select topic, "partition", next_offset from consumer_position')
     finally:
         await connection.close()
-    reached = {TopicPartition(topic, partition): offset for topic, partition, offset in rows}
+    reached = {TopicPartition(topic, partition): max(offset, 0) for topic, partition, offset in rows}
     reached |= {at: meta.offset for at, meta in committed.items() if at.topic == f"{prefix}.ingress"}
     return {
         f"{at.topic}/{at.partition}": end - reached.get(at, 0) for at, end in ends.items() if end > reached.get(at, 0)
@@ -96,15 +94,20 @@ async def verify(
     await quiet(kafka_bootstrap, postgres_dsn, prefix)
     findings = Findings()
     subjects = {entry.subject for entry in entries}
-    letters = await _read(kafka_bootstrap, [f"{prefix}.dead-letters"])
+    letters = await _read(kafka_bootstrap, f"{prefix}.dead-letters")
     stored = await _stored(postgres_dsn, subjects)
     _check_answers(entries, findings)
     _check_stored(entries, stored, _conflicts(letters, subjects), findings)
-    topics = await _topics(kafka_bootstrap, prefix)
-    order: dict[str, list[ConsumerRecord]] = {}
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
+    await admin.start()
+    topics = await _topics(admin, prefix)
+    await admin.close()
     for topic in topics:
-        order[topic] = await _read(kafka_bootstrap, [topic])
-        _check_order(topic, order[topic], entries, findings)
+        seen = _check_order(topic, await _read(kafka_bootstrap, topic), entries, findings)
+        if topic == f"{prefix}.ingress":
+            for entry in entries:
+                if entry.answer == "accepted" and (entry.subject, entry.id, entry.hash) not in seen:
+                    findings.add("an acknowledged event that is not in the ingress topic", (entry.subject, entry.id))
     await _until_settled(lambda: _check_sums(metrics), findings)
     return findings
 
@@ -148,8 +151,13 @@ def _check_stored(
             findings.add("an event both stored and a dead letter", identity)
 
 
-def _check_order(topic: str, records: Sequence[ConsumerRecord], entries: Iterable[Entry], findings: Findings) -> None:
-    """Within a subject: what was acknowledged before another was sent stands before it, repeats aside."""
+def _check_order(
+    topic: str, records: Sequence[ConsumerRecord], entries: Iterable[Entry], findings: Findings
+) -> set[tuple[str, str, str]]:
+    """Within a subject: what was acknowledged before another was sent stands before it, repeats aside.
+
+    Returns the subject, id and hash of all that the ledger knows and the topic has.
+    """
     first_sent: dict[tuple[str, str, str], Entry] = {}
     for entry in entries:
         first_sent.setdefault((entry.subject, entry.id, entry.hash), entry)
@@ -166,6 +174,7 @@ def _check_order(topic: str, records: Sequence[ConsumerRecord], entries: Iterabl
         if found.answer == "accepted" and found.acked < latest_sent[found.subject]:
             findings.add(f"order not kept in {topic}", (found.subject, found.id))
         latest_sent[found.subject] = max(latest_sent[found.subject], found.first_sent)
+    return seen
 
 
 async def _check_sums(metrics: Mapping[str, str]) -> list[tuple[str, object]]:
@@ -215,35 +224,35 @@ def _conflicts(letters: Iterable[ConsumerRecord], subjects: set[str]) -> dict[Id
         if (
             letter.key is not None
             and letter.key.decode() in subjects
-            and dict(letter.headers)["code"] == b"id_conflict"
+            and dict(letter.headers)["dead-letter-code"] == b"id_conflict"
         ):
             event = json.loads(letter.value)
             conflicts[letter.key.decode(), event["id"]].add(event["contenthash"])
     return conflicts
 
 
-async def _topics(kafka_bootstrap: str, prefix: str) -> list[str]:
-    consumer = AIOKafkaConsumer(bootstrap_servers=kafka_bootstrap)
-    await consumer.start()
-    try:
-        return sorted(
-            name for name in await consumer.topics() if name == f"{prefix}.ingress" or f"{prefix}.events." in name
-        )
-    finally:
-        await consumer.stop()
+async def _topics(admin: AIOKafkaAdminClient, prefix: str) -> list[str]:
+    """Return the topics that events go through."""
+    return sorted(
+        name
+        for name in await admin.list_topics()
+        if name == f"{prefix}.ingress" or name.startswith(f"{prefix}.events.")
+    )
 
 
-async def _read(kafka_bootstrap: str, topics: Sequence[str]) -> list[ConsumerRecord[Any, Any]]:
-    """Read topics from their beginning to their end, partition by partition in order."""
+async def _partitions(admin: AIOKafkaAdminClient, topics: Sequence[str]) -> list[TopicPartition]:
+    described = await admin.describe_topics(list(topics))
+    return [TopicPartition(topic["topic"], part["partition"]) for topic in described for part in topic["partitions"]]
+
+
+async def _read(kafka_bootstrap: str, topic: str) -> list[ConsumerRecord[Any, Any]]:
+    """Read a topic from its beginning to its end, each partition in order."""
     consumer = AIOKafkaConsumer(bootstrap_servers=kafka_bootstrap, auto_offset_reset="earliest", max_poll_records=5000)
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
     await consumer.start()
+    await admin.start()
     try:
-        partitions: list[TopicPartition] = []
-        for topic in topics:
-            await consumer.topics()
-            partitions += [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
-        if not partitions:
-            return []
+        partitions = await _partitions(admin, [topic])
         consumer.assign(partitions)
         ends = await consumer.end_offsets(partitions)
         records: list[ConsumerRecord[Any, Any]] = []
@@ -256,4 +265,5 @@ async def _read(kafka_bootstrap: str, topics: Sequence[str]) -> list[ConsumerRec
                     left.discard(at)
         return records
     finally:
+        await admin.close()
         await consumer.stop()

@@ -43,6 +43,9 @@ def send(
         typer.Option(help="COLUMN or COLUMN=NAME to put into data; repeatable. Default: all left over."),
     ] = None,
     unit: Annotated[list[str] | None, typer.Option(help="NAME=UNIT, put into data's units; repeatable.")] = None,
+    absent: Annotated[
+        list[str] | None, typer.Option(help="What tells that there is no value, such as nil; repeatable.")
+    ] = None,
     rate: Annotated[
         float | None, typer.Option(min=0.001, help="A multiple of real time. Default: as fast as acknowledged.")
     ] = None,
@@ -69,6 +72,7 @@ def send(
         starts_at=starts_at,
         id_column=id_column,
         columns=dict((entry.partition("=")[::2] if "=" in entry else (entry, entry)) for entry in column or ()),
+        absent=absent or (),
         units=dict(entry.partition("=")[::2] for entry in unit or ()),
     )
     progress_file = progress_file or Path(f".{file.name}.sent")

@@ -98,6 +98,13 @@ def test_a_line_that_cannot_be_an_event_is_named_with_its_reason(
         list(recording.events())
 
 
+def test_a_cell_that_tells_of_no_value_leaves_the_name_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("a,b,c\n1,nil,\n")
+    [(_, event)] = Recording(path, type="t", subject="d", absent=("nil",)).events()
+    assert event["data"] == {"a": 1}
+
+
 def test_text_that_spells_no_finite_number_stays_text(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("a,b,c,d\nnan,1e400,007,-1.5e3\n")

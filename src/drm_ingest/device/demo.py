@@ -187,7 +187,7 @@ def _rating(at: str, scale: str, score: int) -> Mapping[str, Any]:
 def _glucose(path: Path, device: str) -> Iterator[Numbered]:
     columns = {"glucose": "glucose", "isig": "sensor_current"}
     recording = Recording(
-        path, type="device.measurement", subject=device, time_column="datetime", columns=columns,
+        path, type="device.measurement", subject=device, time_column="datetime", columns=columns, absent=("nil",),
         units={"sensor_current": "nA"},
     )  # fmt: skip
     return recording.events()

@@ -4,7 +4,7 @@ import csv
 import gzip
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -37,6 +37,7 @@ class Recording:
     id_column: str | None = None
     id_prefix: str | None = None  # default: the file's name; ids are `<prefix>:<line>`, so sending again is safe
     columns: Mapping[str, str] = field(default_factory=dict)  # column -> name in data; empty: all that are left
+    absent: Collection[str] = ()  # what else than an empty cell tells that there is no value, such as nil or -
     units: Mapping[str, str] = field(default_factory=dict)  # name in data -> unit
 
     def events(self, after_line: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -69,9 +70,8 @@ class Recording:
         if self.time_column:
             event["time"] = self._time(line, row.pop(self.time_column, None), zone)
         names = self.columns or {name: name for name in row if name}
-        event["data"] = {
-            name: _value(row[column]) for column, name in names.items() if row.get(column) not in (None, "")
-        }
+        absent = (None, "", *self.absent)
+        event["data"] = {name: _value(row[column]) for column, name in names.items() if row.get(column) not in absent}
         if self.units:
             event["data"]["units"] = dict(self.units)
         return event
