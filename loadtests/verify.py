@@ -167,7 +167,7 @@ def _check_order(
         headers = dict(record.headers)
         event = orjson.loads(record.value)
         hash_ = event.get("contenthash") or headers["content-hash"].hex()
-        key = (record.key.decode(), event["id"], hash_)
+        key = (record.key.decode(), event.get("id", ""), hash_)
         if key in seen or (found := first_sent.get(key)) is None:
             continue
         seen.add(key)
