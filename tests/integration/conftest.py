@@ -1,17 +1,26 @@
-"""`serve` without its socket: the real application on the real Postgres."""
+"""`serve` without its socket and `attach` without Kafka: the real application on the real Postgres."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import count
 
 import asyncpg
 import httpx
 import pytest
+from aiokafka import ConsumerRecord
 from fastapi import FastAPI
+from msgspec import Raw
 from pydantic import SecretStr
 from tests.integration.edge_fixtures import edge, quick_edge, start_edge
 
+from drm_ingest.event import content_hash, identity_key
 from drm_ingest.metrics import Metrics
 from drm_ingest.postgres.credentials import ensure_key, new_key
+from drm_ingest.postgres.events import Batch, Dead, EventStore, Stored
+from drm_ingest.postgres.positions import Owner
+from drm_ingest.postgres.rows import Packer, Row
 from drm_ingest.serve.app import build
 from drm_ingest.settings import Settings
 
@@ -71,3 +80,49 @@ async def ask(serve_app: FastAPI, db: asyncpg.Connection) -> AsyncIterator[Ask]:
 @pytest.fixture
 async def admin(ask: Ask) -> httpx.AsyncClient:
     return await ask()
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """An event as it comes out of its topic, in few words."""
+
+    subject: str
+    id: str
+    at: datetime
+    type: str = "device.measurement"
+    data: str | None = '{"temperature": 21.5}'
+    source: str = ""
+    sequence: str | None = None
+    sender: str = "fleet"
+
+    @property
+    def hash(self) -> bytes:
+        return content_hash(self.type, self.at.isoformat(), (self.data or "").encode())
+
+
+Attach = Callable[..., Awaitable[Stored]]
+
+
+@pytest.fixture
+async def attach(serve_settings: Settings) -> AsyncIterator[Attach]:
+    """Return a function that stores events as `attach` does; dead letters go nowhere but into their table."""
+    packer, offset = Packer(), count()
+
+    async def bury(_: Sequence[Dead]) -> None:
+        pass
+
+    def packed(event: Sent) -> Row:
+        record = ConsumerRecord("events", 0, next(offset), 0, 0, None, None, None, 0, 0, ())
+        key = identity_key(event.subject, event.source, event.id)
+        return packer.pack(
+            record, key, event.hash, event.at, event.at, event.subject, event.source, event.id, event.type,
+            event.at.isoformat(), "sent", event.sequence, event.sender, "1.0",
+            None if event.data is None else Raw(event.data.encode()),
+        )  # fmt: skip
+
+    async with EventStore(serve_settings, Owner("tests", "tests"), bury) as store:
+
+        async def attach(*events: Sent) -> Stored:
+            return await store.store(Batch({}, [packed(event) for event in events]))
+
+        yield attach

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -12,11 +12,10 @@ import asyncpg
 import httpx
 import pytest
 from fastapi import FastAPI
+from tests.integration.conftest import Ask
 
 from drm_ingest.errors import PROBLEMS
 from drm_ingest.postgres.credentials import key_hash
-
-Ask = Callable[..., Awaitable[httpx.AsyncClient]]
 
 MARCH, APRIL, MAY = "2026-03-01T00:00:00Z", "2026-04-01T00:00:00Z", "2026-05-01T00:00:00Z"
 

@@ -128,33 +128,41 @@ span (subject, relation_subject, starts, ends) as (
 )"""
 SUBJECT_RECORD = f"with {_WHOLE_SUBJECT}, {_TALLY}, {_RESULT}"
 
-DEVICES = """
+_HELD_NOW = """
+from relationship join device using (subject)
+where party = $1 and subject_kind = 'device' and upper_inf(recorded) and valid @> now()"""
+DEVICES = f"""
 select subject, model, firmware,
        jsonb_agg(jsonb_build_object('role', role, 'relationship', relationship.id, 'valid_from', lower(valid))
-                 order by role, lower(valid)) as roles,
-       count(*) over () as devices
-from relationship join device using (subject)
-where party = $1 and subject_kind = 'device' and upper_inf(recorded) and valid @> now()
-group by subject, model, firmware order by subject limit $2"""
+                 order by role, lower(valid)) as roles
+{_HELD_NOW} group by subject, model, firmware order by subject limit $2"""
+DEVICES_NOW = f"select count(distinct subject) {_HELD_NOW}"
 
 
-async def of_party(
-    db: asyncpg.Connection, party: UUID, devices_limit: int
-) -> tuple[list[asyncpg.Record], list[asyncpg.Record]]:
-    """Return the devices on which a party holds a role now, at most `devices_limit` by name, and its record.
+@dataclass(frozen=True, slots=True)
+class PartyRecord:
+    """What a party's relations brought it, in rows."""
 
-    Devices: subject, model, firmware, roles (JSON text), devices (how many there are).
-    Record: for each type, over all devices (device is None) and for each device returned: device, type, subject,
-    occurred_at, source, id and data of the latest, and, the same in all rows of a type, events, first_seen.
-    """
+    devices: list[asyncpg.Record]
+    """On which it holds a role now, by subject: subject, model, firmware, roles (JSON text)."""
+    devices_now: int
+    """How many there are, if not all of them were asked for."""
+    latest: list[asyncpg.Record]
+    """For each type, over all devices (device is None) and for each of `devices`: device, type, subject, occurred_at,
+    source, id and data of the latest, and, the same in all rows of a type, events; in all rows, first_seen."""
+
+
+async def of_party(db: asyncpg.Connection, party: UUID, devices_limit: int) -> PartyRecord:
+    """Put together the record of a party."""
     async with db.transaction(isolation="repeatable_read", readonly=True):
         devices = await db.fetch(DEVICES, party, devices_limit)
-        record = await db.fetch(RECORD, party, [row["subject"] for row in devices])
-    return devices, record
+        devices_now = await db.fetchval(DEVICES_NOW, party)
+        latest = await db.fetch(RECORD, party, [row["subject"] for row in devices])
+    return PartyRecord(devices, devices_now, latest)
 
 
 async def of_subject(db: asyncpg.Connection, subject: str) -> list[asyncpg.Record]:
-    """Return the record of one subject, whoever held it; rows as of `of_party`."""
+    """Return the record of one subject, whoever held it; rows as in `PartyRecord.latest`."""
     rows: list[asyncpg.Record] = await db.fetch(SUBJECT_RECORD, subject, [])
     return rows
 
@@ -168,8 +176,12 @@ _EVENT = (
 _WINDOWS_DAYS = (1, 8, 64, 512)
 """How far back to look for a page, in turn: a party with many devices has a page full of events in one day, and
 reading a page's worth from each of its devices is saved."""
+_WINDOWS_OF_TYPES_DAYS = (1, 8)
+"""The same where types are asked for: then day counts lead to the events, and looking back far costs little."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # what a clock that was never set tells; older than that is one page's work
+
+_INSTANT = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,12 +207,22 @@ class Wanted:
 
 async def timeline(db: asyncpg.Connection, party: UUID, wanted: Wanted) -> list[asyncpg.Record]:
     """Return the events that a party's relations brought it: those of `_EVENT` and roles, empty where it is its own."""
-    return await _page(db, party, f"{_ABOUT}, {_SPAN}", _ROLES, wanted)
+    return await _page(db, party, *timeline_sql(wanted), wanted)
 
 
 async def events_of_subject(db: asyncpg.Connection, subject: str, wanted: Wanted) -> list[asyncpg.Record]:
     """Return the events of one subject, whoever held it."""
-    return await _page(db, subject, _WHOLE_SUBJECT, "'{}'::text[]", wanted)
+    return await _page(db, subject, *subject_sql(wanted), wanted)
+
+
+def timeline_sql(wanted: Wanted) -> tuple[str, list[object]]:
+    """Return the statement of a timeline and its parameters from $3 on; $1 is the party, $2 how far back it reaches."""
+    return _page_sql(f"{_ABOUT}, {_SPAN}", _ROLES, wanted)
+
+
+def subject_sql(wanted: Wanted) -> tuple[str, list[object]]:
+    """Return the same for the events of one subject, which is $1."""
+    return _page_sql(_WHOLE_SUBJECT, "'{}'::text[]", wanted)
 
 
 _ROLES = """array(
@@ -210,11 +232,12 @@ _ROLES = """array(
 )"""
 
 
-async def _page(db: asyncpg.Connection, of: UUID | str, span: str, roles: str, wanted: Wanted) -> list[asyncpg.Record]:
-    statement, values = _page_sql(span, roles, wanted)
+async def _page(
+    db: asyncpg.Connection, of: UUID | str, statement: str, values: list[object], wanted: Wanted
+) -> list[asyncpg.Record]:
     rows: list[asyncpg.Record]
     newest = min(time for time in (datetime.now(UTC), wanted.until, wanted.after and wanted.after.occurred_at) if time)
-    for days in _WINDOWS_DAYS:
+    for days in _WINDOWS_OF_TYPES_DAYS if wanted.types else _WINDOWS_DAYS:
         if newest - _EPOCH < timedelta(days=days):
             break
         since = newest - timedelta(days=days)
@@ -228,43 +251,44 @@ async def _page(db: asyncpg.Connection, of: UUID | str, span: str, roles: str, w
 
 
 def _page_sql(span: str, roles: str, wanted: Wanted) -> tuple[str, list[object]]:
-    """Return the statement of a page, and its parameters from $3 on; $1 is whose, $2 the time it reaches back to."""
-    values: list[object] = [wanted.until, wanted.limit]
-    source, condition = "event", ""
-    starts, ends = "greatest($2::timestamptz, span.starts)", "least($3::timestamptz, span.ends)"
+    until, after = wanted.until, wanted.after
+    if after is not None:
+        until = min(time for time in (until, after.occurred_at + _INSTANT) if time)
+    values: list[object] = [until, wanted.limit]
+    starts, ends, condition = "greatest($2::timestamptz, span.starts)", "least($3::timestamptz, span.ends)", ""
+    days = ""
     if wanted.types:
         # A device may send a million measurements and two purchases: its day counts know on which days. On the two
         # days at the ends of the range those events may lie outside of it.
         values.append(list(wanted.types))
-        source = f"""(
+        days = f"""(
             select distinct day::timestamp at time zone 'UTC' as day_at from subject_day
             where subject = span.subject and type = any ($5::text[])
               and day >= coalesce(({starts} at time zone 'UTC')::date, '-infinity')
               and day <= coalesce(({ends} at time zone 'UTC')::date, 'infinity')
             order by day_at desc limit $4::bigint + 2
-        ) as days cross join event"""
-        condition = "and type = any ($5::text[]) and occurred_at >= day_at and occurred_at < day_at + interval '1 day'"
-    if wanted.after:
+        ) as days cross join lateral"""
+        starts, ends = f"greatest(day_at, {starts})", f"least(day_at + interval '1 day', {ends})"
+        condition = "and type = any ($5::text[])"
+    if after is not None:
         at = len(values) + 3
-        values += [wanted.after.occurred_at, wanted.after.subject, wanted.after.source, wanted.after.id]
-        condition += (
-            f" and occurred_at <= ${at}"  # for the index; the rest of the order decides within that microsecond
-            f" and (occurred_at, subject, source, id) < (${at}, ${at + 1}, ${at + 2}, ${at + 3})"
-        )
-    return (
-        f"""with {span}
+        values += [after.occurred_at, after.subject, after.source, after.id]
+        condition += f" and (occurred_at, subject, source, id) < (${at}, ${at + 1}, ${at + 2}, ${at + 3})"
+    in_order = "order by occurred_at desc, subject desc, source desc, id desc limit $4"
+    statement = f"""with {span}
         select page.*, {roles} as roles
         from (
             select span.relation_subject, found.*
             from span cross join lateral (
-                select {_EVENT} from {source}
-                where subject = span.subject
-                  and occurred_at >= coalesce({starts}, '-infinity') and occurred_at < coalesce({ends}, 'infinity')
-                  {condition}
-                order by occurred_at desc, source desc, id desc limit $4
+                select happened.* from {days} (
+                    select {_EVENT} from event
+                    where subject = span.subject {condition}
+                      and occurred_at >= coalesce({starts}, '-infinity') and occurred_at < coalesce({ends}, 'infinity')
+                    {in_order}
+                ) as happened
+                {in_order}
             ) as found
-            order by occurred_at desc, subject desc, source desc, id desc limit $4
+            {in_order}
         ) as page
-        order by occurred_at desc, subject desc, source desc, id desc""",
-        values,
-    )
+        {in_order}"""
+    return statement, values

@@ -50,6 +50,8 @@ class EventsQuery(PageQuery):
 def wanted(query: EventsQuery, list_: str) -> records.Wanted:
     """Return what a list of events asks of Postgres: one more than its page, to know whether there is a next one."""
     after = pages.start(query, list_, records.Position)
+    if after and not 1 < after.occurred_at.year < 9999:
+        raise pages.foreign()
     return records.Wanted(query.type, query.since, query.until, after, query.limit + 1)
 
 

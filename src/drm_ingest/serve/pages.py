@@ -35,9 +35,9 @@ def start(query: PageQuery, list_: str, shape: type[Position]) -> Position | Non
         cursor = msgspec.json.decode(text, type=_Cursor)
         position = msgspec.json.decode(cursor.position, type=shape)
     except (binascii.Error, ValueError):  # msgspec's errors are ValueErrors, and so is text that is not ASCII
-        raise _foreign() from None
+        raise foreign() from None
     if cursor.list != _fingerprint(query, list_):
-        raise _foreign()
+        raise foreign()
     return position
 
 
@@ -58,5 +58,6 @@ def _fingerprint(query: PageQuery, list_: str) -> str:
     return blake2b(list_.encode() + orjson.dumps(filters, option=orjson.OPT_SORT_KEYS), digest_size=6).hexdigest()
 
 
-def _foreign() -> Refusal:
+def foreign() -> Refusal:
+    """Return the refusal of a cursor that is of another list, or nothing we gave out."""
     return invalid("Not a cursor of this list with these filters; start again without one.", parameter="cursor")

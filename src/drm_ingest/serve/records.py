@@ -134,14 +134,14 @@ async def timeline(
 )
 async def record(party: Annotated[PartyName, Path()], query: Annotated[RecordQuery, Query()], db: Db) -> Record:
     who = await _party(db, party)
-    devices, rows = await records.of_party(db, who["id"], query.devices)
+    found = await records.of_party(db, who["id"], query.devices)
     latest: dict[str, dict[str, State]] = {}
-    for row in rows:
+    for row in found.latest:
         if row["device"] is not None:
             latest.setdefault(row["device"], {})[row["type"]] = State(**row)
     return Record(
         **who,
-        **dict(activity(rows)),
+        **dict(activity(found.latest)),
         devices=[
             HeldDevice(
                 id=row["subject"],
@@ -150,7 +150,7 @@ async def record(party: Annotated[PartyName, Path()], query: Annotated[RecordQue
                 roles=row["roles"],
                 latest=latest.get(row["subject"], {}),
             )
-            for row in devices
+            for row in found.devices
         ],
-        devices_now=devices[0]["devices"] if devices else 0,
+        devices_now=found.devices_now,
     )

@@ -1,0 +1,585 @@
+"""Records, timelines and fates: what relations and events come to, through the real application and Postgres."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.integration.conftest import Ask, Attach, Sent
+
+from drm_ingest.event import identity_key
+from drm_ingest.postgres import records
+from drm_ingest.serve.app import PLANNER
+
+NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
+HOUR, DAY, INSTANT = timedelta(hours=1), timedelta(days=1), timedelta(microseconds=1)
+
+
+async def party(admin: httpx.AsyncClient, name: str = "Ada", kind: str = "customer", **refs: str) -> str:
+    answer = await admin.post("/v1/parties", json={"kind": kind, "name": name, "refs": refs})
+    assert answer.status_code == 201, answer.text
+    made: str = answer.json()["id"]
+    return made
+
+
+async def holds(
+    admin: httpx.AsyncClient,
+    party: str,
+    role: str,
+    subject: str,
+    start: datetime | None = None,
+    end: datetime | None = None,
+) -> None:
+    relation = {"subject": subject, "role": role, "party": party, "valid_from": _text(start), "valid_to": _text(end)}
+    answer = await admin.post("/v1/relationships", json=relation)
+    assert answer.status_code == 201, answer.text
+
+
+def _text(time: datetime | None) -> str | None:
+    return None if time is None else time.isoformat().replace("+00:00", "Z")
+
+
+async def get(client: httpx.AsyncClient, path: str, **params: Any) -> Any:
+    answer = await client.get(path, params=params)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def pages(client: httpx.AsyncClient, path: str, limit: int, **params: Any) -> list[Any]:
+    """Read a list to its end."""
+    items: list[Any] = []
+    cursor: dict[str, str] = {}
+    while True:
+        page = await get(client, path, limit=limit, **params, **cursor)
+        assert len(page["items"]) <= limit
+        assert page["items"] or page["next"] is None
+        items += page["items"]
+        if page["next"] is None:
+            return items
+        cursor = {"cursor": page["next"]}
+
+
+# -- records ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_hand_over_is_exact_to_the_microsecond(admin: httpx.AsyncClient, attach: Attach) -> None:
+    ada, bo = await party(admin), await party(admin, "Bo")
+    await holds(admin, ada, "owner", "meter-7", None, NOON)
+    await holds(admin, bo, "owner", "meter-7", NOON)
+    await attach(
+        Sent("meter-7", "long-before", NOON - 40 * DAY),
+        Sent("meter-7", "before", NOON - INSTANT),
+        Sent("meter-7", "at", NOON),
+        Sent("meter-7", "after", NOON + INSTANT),
+        Sent("meter-7", "long-after", NOON + 40 * DAY, "device.status"),
+    )
+    his, hers = await get(admin, f"/v1/parties/{bo}"), await get(admin, f"/v1/parties/{ada}")
+    assert hers["events_by_type"] == {"device.measurement": 2}
+    assert (hers["first_seen"], hers["last_seen"]) == (_text(NOON - 40 * DAY), _text(NOON - INSTANT))
+    assert hers["latest"]["device.measurement"]["id"] == "before"
+    assert (hers["devices"], hers["devices_now"]) == ([], 0)
+    assert his["events_by_type"] == {"device.measurement": 2, "device.status": 1}
+    assert (his["events"], his["first_seen"], his["last_seen"]) == (3, _text(NOON), _text(NOON + 40 * DAY))
+    (device,) = his["devices"]
+    assert {type_: state["id"] for type_, state in device["latest"].items()} == {
+        "device.measurement": "after", "device.status": "long-after",
+    }  # fmt: skip
+    for who, seen in ((ada, ["before", "long-before"]), (bo, ["long-after", "after", "at"])):
+        items = (await get(admin, f"/v1/parties/{who}/timeline"))["items"]
+        assert [item["event"]["id"] for item in items] == seen
+
+
+async def test_an_event_counts_once_however_many_roles_are_held(admin: httpx.AsyncClient, attach: Attach) -> None:
+    volt = await party(admin, "Volt", "vendor")
+    await holds(admin, volt, "sold_by", "meter-7", NOON - DAY)
+    await holds(admin, volt, "serviced_by", "meter-7", NOON - 3 * DAY, NOON + 3 * DAY)
+    await holds(admin, volt, "serviced_by", "meter-7", NOON + 3 * DAY, NOON + 4 * DAY)
+    await holds(admin, volt, "user", "meter-7", NOON, NOON + HOUR)
+    await attach(*(Sent("meter-7", f"e{n}", NOON + n * DAY) for n in range(-4, 6)))
+    record = await get(admin, f"/v1/parties/{volt}")
+    assert record["events_by_type"] == {"device.measurement": 9}  # all but the first
+    items = (await get(admin, f"/v1/parties/{volt}/timeline"))["items"]
+    assert [(item["event"]["id"], item["device"], item["roles"]) for item in items] == [
+        ("e5", "meter-7", ["sold_by"]),
+        ("e4", "meter-7", ["sold_by"]),
+        ("e3", "meter-7", ["serviced_by", "sold_by"]),
+        ("e2", "meter-7", ["serviced_by", "sold_by"]),
+        ("e1", "meter-7", ["serviced_by", "sold_by"]),
+        ("e0", "meter-7", ["serviced_by", "sold_by", "user"]),
+        ("e-1", "meter-7", ["serviced_by", "sold_by"]),
+        ("e-2", "meter-7", ["serviced_by"]),
+        ("e-3", "meter-7", ["serviced_by"]),
+    ]
+
+
+async def test_a_relation_learnt_late_is_right_at_once(admin: httpx.AsyncClient, attach: Attach) -> None:
+    ada = await party(admin)
+    await attach(*(Sent("meter-7", f"e{n}", NOON + n * HOUR) for n in range(100)))
+    assert (await get(admin, f"/v1/parties/{ada}"))["events"] == 0
+    await holds(admin, ada, "owner", "meter-7", NOON + 10 * HOUR, NOON + 90 * HOUR)
+    assert (await get(admin, f"/v1/parties/{ada}"))["events"] == 80
+    assert len(await pages(admin, f"/v1/parties/{ada}/timeline", 7)) == 80
+
+
+async def test_what_is_said_of_a_party_by_any_of_its_names_is_on_its_record(
+    admin: httpx.AsyncClient, attach: Attach
+) -> None:
+    ada, bo = await party(admin, crm="778", shop="a9"), await party(admin, "Bo", crm="77")
+    await attach(
+        Sent(f"party:{ada}", "1", NOON, "commerce.purchase", source="fleet"),
+        Sent("party:crm:778", "2", NOON + HOUR, "commerce.purchase", source="fleet"),
+        Sent("party:shop:a9", "3", NOON + 2 * HOUR, "feedback.rating", source="fleet"),
+        Sent("party:crm:77", "4", NOON, "commerce.purchase", source="fleet"),
+        Sent("party:crm:7789", "5", NOON, "commerce.purchase", source="fleet"),
+    )
+    record = await get(admin, "/v1/parties/crm:778")
+    assert record["events_by_type"] == {"commerce.purchase": 2, "feedback.rating": 1}
+    items = (await get(admin, "/v1/parties/crm:778/timeline"))["items"]
+    assert [(item["event"]["id"], item["device"], item["roles"]) for item in items] == [
+        ("3", None, ["self"]), ("2", None, ["self"]), ("1", None, ["self"]),
+    ]  # fmt: skip
+    assert (await get(admin, f"/v1/parties/{bo}"))["events"] == 1
+
+
+async def test_who_cares_for_a_customer_sees_what_is_said_of_it_in_that_time(
+    admin: httpx.AsyncClient, attach: Attach
+) -> None:
+    ada = await party(admin, crm="778")
+    eve = await party(admin, "Eve", "employee")
+    await holds(admin, eve, "cared_for_by", "party:crm:778", NOON, NOON + DAY)
+    await attach(
+        Sent(f"party:{ada}", "before", NOON - INSTANT, "support.contact", source="fleet"),
+        Sent(f"party:{ada}", "by-id", NOON, "support.contact", source="fleet"),
+        Sent("party:crm:778", "by-ref", NOON + DAY - INSTANT, "support.contact", source="fleet"),
+        Sent("party:crm:778", "after", NOON + DAY, "support.contact", source="fleet"),
+    )
+    assert (await get(admin, f"/v1/parties/{eve}"))["events_by_type"] == {"support.contact": 2}
+    items = (await get(admin, f"/v1/parties/{eve}/timeline"))["items"]
+    assert [(item["event"]["id"], item["roles"]) for item in items] == [
+        ("by-ref", ["cared_for_by"]), ("by-id", ["cared_for_by"]),
+    ]  # fmt: skip
+    fate = await get(admin, "/v1/events", subject="party:crm:778", id="by-ref", source="fleet")
+    assert {to["party"]: to["roles"] for to in fate["attached_to"]} == {ada: ["self"], eve: ["cared_for_by"]}
+
+
+async def test_data_comes_out_as_it_went_in(admin: httpx.AsyncClient, attach: Attach) -> None:
+    texts = ['"5"', "5", "null", "[]", "{}", '"{\\"a\\": 1}"', "18446744073709551615", "-9223372036854775808", "1e300",
+             "0.1", "true", '{"a": {"b": [1, "zwölf", null]}}']  # fmt: skip
+    ada = await party(admin)
+    await holds(admin, ada, "owner", "meter-7")
+    await attach(*(Sent("meter-7", str(n), NOON + n * HOUR, f"t{n}", text) for n, text in enumerate(texts)))
+    await attach(Sent("meter-7", "none", NOON, "t-none", None))
+    expected = {f"t{n}": json.loads(text) for n, text in enumerate(texts)} | {"t-none": None}
+    record = await get(admin, f"/v1/parties/{ada}")
+    device = await get(admin, "/v1/devices/meter-7")
+    for latest in (record["latest"], record["devices"][0]["latest"], device["latest"]):
+        assert {type_: state["data"] for type_, state in latest.items()} == expected
+    for item in (await get(admin, f"/v1/parties/{ada}/timeline"))["items"]:
+        assert item["event"]["data"] == expected[item["event"]["type"]]
+
+
+async def test_a_record_outlives_its_events(admin: httpx.AsyncClient, attach: Attach, db: asyncpg.Connection) -> None:
+    ada = await party(admin)
+    await holds(admin, ada, "owner", "meter-7")
+    await attach(Sent("meter-7", "1", NOON), Sent("meter-7", "2", NOON + HOUR, data='{"temperature": 3}'))
+    await db.execute("truncate event")  # as retention does, by partition
+    record = await get(admin, f"/v1/parties/{ada}")
+    assert (record["events_by_type"], record["last_seen"]) == ({"device.measurement": 2}, _text(NOON + HOUR))
+    assert record["first_seen"] == "2026-03-10T00:00:00Z"  # the day is all that is known
+    state = record["latest"]["device.measurement"]
+    assert (state["id"], state["data"]) == (None, {"temperature": 3})
+    fate = await get(admin, "/v1/events", subject="meter-7", id="1")
+    assert (fate["fate"], fate["event"]) == ("attached", None)
+    assert "retention" in fate["detail"]
+
+
+async def test_the_devices_of_a_record_are_bounded_and_counted(admin: httpx.AsyncClient, attach: Attach) -> None:
+    volt = await party(admin, "Volt", "vendor")
+    for n in range(5):
+        await holds(admin, volt, "sold_by", f"meter-{n}", NOON)
+    await holds(admin, volt, "sold_by", "meter-sold-back", NOON, NOON + DAY)
+    await attach(*(Sent(f"meter-{n}", "1", NOON) for n in range(5)))
+    for asked, shown in ((0, 0), (2, 2), (5, 5), (1000, 5)):
+        record = await get(admin, f"/v1/parties/{volt}", devices=asked)
+        assert [device["id"] for device in record["devices"]] == [f"meter-{n}" for n in range(shown)]
+        assert all(device["latest"] for device in record["devices"])
+        assert (record["devices_now"], record["events"]) == (5, 5)
+
+
+# -- devices ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_device_shows_all_that_happened_whoever_held_it(admin: httpx.AsyncClient, attach: Attach) -> None:
+    ada = await party(admin)
+    await holds(admin, ada, "owner", "meter-7", NOON, NOON + DAY)
+    sent = [Sent("meter-7", f"e{n:02}", NOON + n * 7 * HOUR, "a" if n % 3 else "b") for n in range(-20, 20)]
+    await attach(*sent, Sent("meter-70", "other", NOON))
+    device = await get(admin, "/v1/devices/meter-7")
+    assert (device["claimed"], device["registered_by"]) == (False, "relationship")
+    assert (device["events"], device["events_by_type"]) == (40, Counter(event.type for event in sent))
+    assert (device["first_seen"], device["last_seen"]) == (_text(sent[0].at), _text(sent[-1].at))
+    unheld = await get(admin, "/v1/devices/meter-70")
+    assert (unheld["registered_by"], unheld["events"]) == ("event", 1)
+
+    newest_first = [event.id for event in reversed(sent)]
+    for limit in (1, 6, 39, 40, 41, 1000):
+        items = await pages(admin, "/v1/devices/meter-7/events", limit)
+        assert [item["id"] for item in items] == newest_first
+    for wanted, expected in (
+        ({"type": "b"}, [e for e in sent if e.type == "b"]),
+        ({"type": ["a", "b"]}, sent),
+        ({"type": "none"}, []),
+        ({"since": _text(NOON)}, [e for e in sent if e.at >= NOON]),
+        ({"until": _text(NOON)}, [e for e in sent if e.at < NOON]),
+        (
+            {"since": _text(sent[7].at), "until": _text(sent[30].at), "type": "a"},
+            [e for e in sent[7:30] if e.type == "a"],
+        ),
+        ({"since": _text(NOON), "until": _text(NOON)}, []),
+    ):
+        items = await pages(admin, "/v1/devices/meter-7/events", 4, **wanted)
+        assert [item["id"] for item in items] == [event.id for event in reversed(expected)], wanted
+
+
+async def test_events_of_one_instant_are_paged_without_gap_or_repeat(admin: httpx.AsyncClient, attach: Attach) -> None:
+    ada = await party(admin)
+    subjects = ["meter-1", "meter-2", "Meter-2", "métre"]
+    for subject in subjects:
+        await holds(admin, ada, "owner", subject)
+    sent = [Sent(s, str(n), NOON, source=source) for s in subjects for n in range(5) for source in ("", "a", "B", "ä")]
+    await attach(*sent)
+    whole = [_identity(item["event"]) for item in (await get(admin, f"/v1/parties/{ada}/timeline"))["items"]]
+    assert Counter(whole) == Counter((event.subject, event.source, event.id) for event in sent)
+    for limit in (1, 3, 79, 80):
+        for types in ([], ["device.measurement"]):
+            items = await pages(admin, f"/v1/parties/{ada}/timeline", limit, type=types)
+            assert [_identity(item["event"]) for item in items] == whole
+
+
+def _identity(event: dict[str, str]) -> tuple[str, str, str]:
+    return event["subject"], event["source"], event["id"]
+
+
+# -- fates ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_sender_learns_what_became_of_its_events(admin: httpx.AsyncClient, attach: Attach, ask: Ask) -> None:
+    ada = await party(admin)
+    await holds(admin, ada, "owner", "meter-7", NOON)
+    await holds(admin, ada, "user", "meter-7", NOON)
+    await holds(admin, ada, "sold_by", "meter-7", NOON + INSTANT)
+    await attach(Sent("meter-7", "1", NOON), Sent("meter-7", "early", NOON - INSTANT))
+    fleet = await ask("fleet", "sender")
+
+    attached = await get(fleet, "/v1/events", subject="meter-7", id="1")
+    assert (attached["fate"], attached["dead_letters"]) == ("attached", [])
+    assert attached["attached_to"] == [{"party": ada, "kind": "customer", "roles": ["owner", "user"]}]
+    assert {"subject": "meter-7", "source": "", "id": "1", "type": "device.measurement", "occurred_at": _text(NOON),
+            "sender": "fleet", "data": {"temperature": 21.5}}.items() <= attached["event"].items()  # fmt: skip
+    assert (await get(fleet, "/v1/events", subject="meter-7", id="early"))["attached_to"] == []
+    # The source that product teams read is the same as none.
+    published = await get(fleet, "/v1/events", subject="meter-7", id="1", source="/devices/meter-7")
+    assert (published["fate"], published["source"]) == ("attached", "")
+
+    pending = await get(fleet, "/v1/events", subject="meter-7", id="2")
+    assert (pending["fate"], pending["event"], pending["attached_to"]) == ("pending", None, [])
+    assert "200" in pending["detail"]
+
+    repeated = await attach(Sent("meter-7", "1", NOON))
+    assert repeated.duplicates == 1
+    assert await get(fleet, "/v1/events", subject="meter-7", id="1") == attached
+
+
+async def test_another_event_under_the_same_identity_is_told_beside_the_first(
+    admin: httpx.AsyncClient, attach: Attach, ask: Ask
+) -> None:
+    await attach(Sent("meter-7", "1", NOON))
+    conflicting = await attach(Sent("meter-7", "1", NOON, data='{"temperature": -40}'))
+    assert len(conflicting.dead) == 1
+    fate = await get(await ask("fleet", "sender"), "/v1/events", subject="meter-7", id="1")
+    assert (fate["fate"], fate["event"]["data"]) == ("attached", {"temperature": 21.5})
+    (dead,) = fate["dead_letters"]
+    assert (dead["stage"], dead["code"]) == ("attach", "id_conflict")
+    assert "dead_letters" in fate["detail"]
+
+
+async def test_an_event_that_postgres_refused_is_a_dead_letter(
+    admin: httpx.AsyncClient, ask: Ask, db: asyncpg.Connection
+) -> None:
+    key = UUID(bytes=identity_key("meter-7", "", "1"))
+    await db.execute(
+        "insert into dead_letter (topic, partition, \"offset\", key, stage, code, detail) "
+        "values ('drm.events.measurement', 2, 17, $1, 'attach', 'row_refused', 'too large')", key,
+    )  # fmt: skip
+    fate = await get(await ask("fleet", "sender"), "/v1/events", subject="meter-7", id="1")
+    assert (fate["fate"], fate["event"]) == ("dead_letter", None)
+    (dead,) = fate["dead_letters"]
+    assert (dead["code"], dead["detail"], dead["partition"], dead["offset"]) == ("row_refused", "too large", 2, 17)
+
+
+async def test_of_anothers_event_a_sender_learns_only_that_its_own_would_be_a_repeat(
+    admin: httpx.AsyncClient, attach: Attach, ask: Ask
+) -> None:
+    ada = await party(admin)
+    await holds(admin, ada, "owner", "meter-7")
+    await attach(Sent("meter-7", "1", NOON, sender="gateway-1"))
+    fate = await get(await ask("gateway-2", "sender"), "/v1/events", subject="meter-7", id="1")
+    assert (fate["fate"], fate["event"], fate["attached_to"]) == ("duplicate", None, [])
+    assert "gateway-1" not in json.dumps(fate)
+    assert ada not in json.dumps(fate)
+    for role in ("admin", "reader"):
+        whole = await get(await ask(f"a {role}", role), "/v1/events", subject="meter-7", id="1")
+        assert (whole["fate"], whole["event"]["sender"]) == ("attached", "gateway-1")
+
+
+async def test_a_key_bound_to_a_device_asks_for_no_other(admin: httpx.AsyncClient, ask: Ask) -> None:
+    sender = (await admin.post("/v1/senders", json={"name": "meter-7", "device": "meter-7"})).json()["id"]
+    own = await ask(key=(await admin.post(f"/v1/senders/{sender}/keys")).json()["key"])
+    assert (await get(own, "/v1/events", subject="meter-7", id="1"))["fate"] == "pending"
+    answer = await own.get("/v1/events", params={"subject": "meter-8", "id": "1"})
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+
+
+async def test_an_event_about_a_party_is_looked_for_under_the_name_of_the_asker(
+    admin: httpx.AsyncClient, attach: Attach, ask: Ask
+) -> None:
+    ada = await party(admin, crm="778")
+    await attach(Sent("party:crm:778", "1", NOON, source="shop", sender="shop"))
+    shop = await ask("shop", "sender")
+    fate = await get(shop, "/v1/events", subject="party:crm:778", id="1")
+    assert (fate["fate"], fate["source"]) == ("attached", "shop")
+    assert fate["attached_to"] == [{"party": ada, "kind": "customer", "roles": ["self"]}]
+    assert (await get(shop, "/v1/events", subject="party:crm:778", id="1", source="till-1"))["fate"] == "pending"
+
+
+# -- the record equals a plain model's --------------------------------------------------------------------------------
+
+# A grid on which ranges and events meet: days, and the instants around their ends and middles.
+TIMES = [
+    NOON.replace(hour=0) + day * DAY + offset
+    for day in range(5)
+    for offset in (-INSTANT, timedelta(0), INSTANT, 12 * HOUR)
+]
+ROLES = {"device": ["owner", "user", "sold_by", "serviced_by"], "party": ["buys_from", "cared_for_by"]}
+EXCLUSIVE = {"owner", "sold_by"}
+times = st.sampled_from(TIMES)
+
+
+@dataclass(frozen=True)
+class Relation:
+    """As drawn: subjects and parties by number; a subject from 3 on is a party."""
+
+    subject: int
+    role: int
+    party: int
+    start: datetime | None
+    end: datetime | None
+
+
+drawn_relations = st.builds(
+    Relation, st.integers(0, 5), st.integers(0, 3), st.integers(0, 2), st.none() | times, st.none() | times
+)
+drawn_events = st.tuples(
+    st.integers(0, 8), times, st.sampled_from(["a", "b"]), st.none() | st.sampled_from(["9", "10"])
+)
+numbers = count()
+
+
+@given(relations=st.lists(drawn_relations, max_size=12), events=st.lists(drawn_events, max_size=30))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_the_record_equals_a_plain_models(
+    admin: httpx.AsyncClient,
+    attach: Attach,
+    relations: list[Relation],
+    events: list[tuple[int, datetime, str, str | None]],
+) -> None:
+    run = next(numbers)
+    ids = [await party(admin, f"P{n}", crm=f"{run}-{n}") for n in range(3)]
+    names = [{f"party:{id_}", f"party:crm:{run}-{n}"} for n, id_ in enumerate(ids)]
+    subjects = (
+        [f"d{run}-{n}" for n in range(3)] + [f"party:{id_}" for id_ in ids] + [f"party:crm:{run}-{n}" for n in range(3)]
+    )
+
+    held: list[tuple[str, str, str, datetime | None, datetime | None]] = []
+    for drawn in relations:
+        subject, who = subjects[drawn.subject], ids[drawn.party]
+        kind = "party" if drawn.subject > 2 else "device"
+        role = ROLES[kind][drawn.role % len(ROLES[kind])]
+        answer = await admin.post(
+            "/v1/relationships",
+            json={"subject": subject, "role": role, "party": who,
+                  "valid_from": _text(drawn.start), "valid_to": _text(drawn.end)},
+        )  # fmt: skip
+        if subject == f"party:{who}" or (drawn.start and drawn.end and drawn.start >= drawn.end):
+            assert answer.status_code == 422
+        elif any(
+            (subject, role) == other[:2] and (role in EXCLUSIVE or who == other[2])
+            and _overlap(drawn.start, drawn.end, other[3], other[4])
+            for other in held
+        ):  # fmt: skip
+            assert answer.status_code == 409
+        else:
+            assert answer.status_code == 201, answer.text
+            held.append((subject, role, who, drawn.start, drawn.end))
+
+    sent = [
+        Sent(subjects[subject], f"e{n:02}", at, type_, f'{{"n": {n}}}', sequence=sequence)
+        for n, (subject, at, type_, sequence) in enumerate(events)
+    ]
+    for batch in (sent[::2], sent[1::2]):
+        await attach(*batch)
+
+    for who, own in zip(ids, names, strict=True):
+
+        def roles_in(event: Sent, who: str = who, own: set[str] = own) -> list[str]:
+            about = next(
+                (f"party:{id_}" for id_, called in zip(ids, names, strict=True) if event.subject in called),
+                event.subject,
+            )
+            if event.subject in own:
+                return ["self"]
+            return sorted({role for subject, role, party_, start, end in held if (subject, party_) == (about, who)
+                           and (start is None or start <= event.at) and (end is None or event.at < end)})  # fmt: skip
+
+        mine = [event for event in sent if roles_in(event)]
+        record = await get(admin, f"/v1/parties/{who}")
+        assert record["events_by_type"] == Counter(event.type for event in mine)
+        assert record["events"] == len(mine)
+        assert record["first_seen"] == _text(min((event.at for event in mine), default=None))
+        assert record["last_seen"] == _text(max((event.at for event in mine), default=None))
+        assert {type_: (state["subject"], state["data"]["n"]) for type_, state in record["latest"].items()} == _latest(
+            mine
+        )
+        for device in record["devices"]:
+            of_device = _latest([event for event in mine if event.subject == device["id"]])
+            assert {
+                type_: (state["subject"], state["data"]["n"]) for type_, state in device["latest"].items()
+            } == of_device
+        assert {(device["id"], held_["role"]) for device in record["devices"] for held_ in device["roles"]} == {
+            (subject, role) for subject, role, party_, _, end in held
+            if party_ == who and end is None and not subject.startswith("party:")
+        }  # fmt: skip
+
+        newest_first = sorted(mine, key=lambda event: (event.at, event.subject.encode(), event.id), reverse=True)
+        for params in ({}, {"type": "a"}, {"since": _text(TIMES[5]), "until": _text(TIMES[13])}):
+            items = await pages(admin, f"/v1/parties/{who}/timeline", 3, **params)
+            assert [(item["event"]["id"], item["roles"]) for item in items] == [
+                (event.id, roles_in(event)) for event in newest_first
+                if params.get("type", event.type) == event.type
+                and ("since" not in params or TIMES[5] <= event.at < TIMES[13])
+            ]  # fmt: skip
+
+
+def _overlap(start: datetime | None, end: datetime | None, start_: datetime | None, end_: datetime | None) -> bool:
+    return (start is None or end_ is None or start < end_) and (start_ is None or end is None or start_ < end)
+
+
+def _latest(events: list[Sent]) -> dict[str, tuple[str, int]]:
+    """By type: the latest by time, then of the first device by name, then by sequence and hash."""
+    latest: dict[str, tuple[str, int]] = {}
+    for type_ in {event.type for event in events}:
+        last = max(event.at for event in events if event.type == type_)
+        subject = min(event.subject for event in events if (event.type, event.at) == (type_, last))
+        of_it = [event for event in events if (event.type, event.at, event.subject) == (type_, last, subject)]
+        best = max(of_it, key=lambda event: (len(event.sequence or ""), event.sequence or "", event.hash))
+        latest[type_] = (subject, json.loads(best.data or "{}")["n"])
+    return latest
+
+
+# -- how it is read ---------------------------------------------------------------------------------------------------
+
+LARGE = ("event", "subject_day", "relationship", "device", "party_ref")
+
+
+@pytest.fixture
+async def large(db: asyncpg.Connection) -> UUID:
+    """A vendor with 100 of 1,000 devices over 120 days; 240,000 events in monthly partitions."""
+    for month in range(1, 7):
+        await db.execute(
+            f"create table event_2026_{month:02} partition of event "
+            f"for values from ('2026-{month:02}-01T00:00:00Z') to ('2026-{month + 1:02}-01T00:00:00Z')"
+        )
+    await db.execute("""
+        insert into event
+            (occurred_at, received_at, content_hash, subject, source, id, type, time_quality, sender, data)
+        select at, at, gen_random_uuid(), 'd' || device, '', device || '-' || day || '-' || type, 't' || type,
+               'sent', 'fleet', '{"a": 1}'
+        from generate_series(1, 1000) as device, generate_series(0, 119) as day, generate_series(0, 1) as type,
+             lateral (select timestamptz '2026-01-10T00:00:00Z' + day * interval '1 day'
+                             + (device * 37 + type * 5003) % 86400 * interval '1 second') as moment (at)
+    """)
+    await db.execute("""
+        insert into subject_day (day, events, last_at, last_hash, subject, type, last_data)
+        select (occurred_at at time zone 'UTC')::date, 1, occurred_at, content_hash, subject, type, data from event
+    """)
+    await db.execute(
+        "insert into device (subject, registered_by) select 'd' || n, 'event' from generate_series(1, 1000) n"
+    )
+    vendor: UUID = await db.fetchval("insert into party (kind, name) values ('vendor', 'Volt') returning id")
+    await db.execute("insert into party (kind, name) select 'customer', 'c' || n from generate_series(1, 2000) n")
+    await db.execute("insert into party_ref (namespace, ref, party) select 'crm', name, id from party")
+    await db.execute("""
+        insert into relationship (subject, role, party, exclusive, valid)
+        select 'd' || n, 'sold_by', $1, true, tstzrange(start + n * interval '1 hour', null)
+        from generate_series(1, 100) n, cast('2026-01-20T07:30:00Z' as timestamptz) start
+    """, vendor)  # fmt: skip
+    await db.execute("""
+        insert into relationship (subject, role, party, exclusive, valid)
+        select 'd' || row_number() over (), 'owner', id, true, '[2026-01-20T07:30:00Z,)'
+        from party where kind = 'customer' limit 1000
+    """)
+    await db.execute("vacuum analyze")
+    return vendor
+
+
+async def test_nothing_large_is_read_whole(large: UUID, db: asyncpg.Connection, admin: httpx.AsyncClient) -> None:
+    record = await get(admin, f"/v1/parties/{large}")
+    assert (record["devices_now"], len(record["devices"])) == (100, 100)
+    expected = await db.fetch(
+        "select type, count(*) from event join relationship using (subject) "
+        "where party = $1 and valid @> occurred_at group by type", large,
+    )  # fmt: skip
+    assert record["events_by_type"] == dict(expected)
+
+    after = records.Position(datetime(2026, 5, 1, tzinfo=UTC), "d50", "", "50-1")
+    for types in ([], ["t1"]):
+        for position in (None, after):
+            wanted = records.Wanted(types, None, None, position, 101)
+            statement, values = records.timeline_sql(wanted)
+            await _expect_indexes(db, statement, large, datetime(2026, 4, 1, tzinfo=UTC), *values)
+            await _expect_indexes(db, statement, large, None, *values)
+            statement, values = records.subject_sql(wanted)
+            await _expect_indexes(db, statement, "d50", None, *values)
+    await _expect_indexes(db, records.DEVICES, large, 100)
+    await _expect_indexes(db, records.RECORD, large, [f"d{n}" for n in range(1, 101)])
+    await _expect_indexes(db, records.SUBJECT_RECORD, "d50", [])
+
+
+async def _expect_indexes(db: asyncpg.Connection, statement: str, *values: object) -> None:
+    """Run a statement as serve does, once with a plan for any parameters, and look at what it read."""
+    for name, value in PLANNER.items():
+        await db.execute(f"set {name} = {value}")
+    for mode in ("force_generic_plan", "force_custom_plan"):
+        await db.execute(f"set plan_cache_mode = {mode}")
+        (plan,) = json.loads(await db.fetchval("explain (analyze, format json) " + statement, *values))
+        scans = [node for node in _nodes(plan["Plan"]) if node.get("Relation Name", "").startswith(LARGE)]
+        whole = [node["Relation Name"] for node in scans if node["Node Type"] == "Seq Scan"]
+        assert whole == []
+        events_read = sum(
+            node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
+            for node in scans
+            if node["Relation Name"].startswith("event")
+        )
+        assert events_read < 240_000 / 10
+
+
+def _nodes(node: dict[str, Any]) -> list[dict[str, Any]]:
+    return [node, *(below for child in node.get("Plans", []) for below in _nodes(child))]
