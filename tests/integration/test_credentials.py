@@ -109,6 +109,22 @@ async def test_a_new_key_works_without_a_restart(database: str) -> None:
         await until(lambda: credentials.find(bearer(key)))
 
 
+async def test_what_changes_of_a_sender_is_seen(database: str) -> None:
+    key = await make_key(database, "fleet")
+    other = await make_key(database, "other")
+    async with following(database) as credentials:
+        await until(lambda: credentials.find(bearer(key)))
+        connection = await asyncpg.connect(database)
+        try:
+            await connection.execute("UPDATE sender SET role = 'reader' WHERE name = 'fleet'")
+            await until(lambda: (found := credentials.find(bearer(key))) and found.role == "reader")
+            await connection.execute("DELETE FROM sender WHERE name = 'fleet'")
+            await until(lambda: credentials.find(bearer(key)) is None)
+        finally:
+            await connection.close()
+        assert credentials.find(bearer(other))
+
+
 async def test_postgres_going_away_keeps_the_snapshot(private_postgres: Callable[[], Postgres]) -> None:
     server = private_postgres()
     key = await make_key(server.dsn, "fleet")

@@ -305,8 +305,13 @@ def test_a_version_of_a_schema_that_is_not_there_is_refused() -> None:
         assert rejected(event(dataschema=version)) == ("schema_unknown", "/dataschema")
 
 
-@pytest.mark.parametrize("number", ["1e400", "-1e400", "18446744073709551616", "-9223372036854775809", "9" * 400,
-                                    "1e-400", "1e-20000", "0." + "0" * 400 + "1", "0.1" + "0" * 2000])  # fmt: skip
+@pytest.mark.parametrize(
+    "number",
+    [
+        "1e400", "-1e400", "18446744073709551616", "-9223372036854775809", "9" * 400, "1e-400", "1e-20000",
+        "0e-16384", "0e+12345", "0e2147483647", "0." + "0" * 400 + "1", "0.1" + "0" * 2000,
+    ],
+)  # fmt: skip
 def test_numbers_that_are_not_kept_are_refused(number: str) -> None:
     for data in (f'{{"temperature":{number}}}', f'{{"temperature": [1, {number}]}}', f'{{"a":{{"b":\t{number}\n}}}}'):
         for type_ in (b"acme.x", b"device.measurement"):

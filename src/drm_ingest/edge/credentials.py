@@ -92,7 +92,9 @@ class Credentials:
         while True:
             started_at = monotonic()
             try:
-                await self._take(await self._stored.read())
+                rows = await self._stored.read()
+                if rows is not None:
+                    await self._take(rows)
                 self._read_at = started_at
                 if not reachable:
                     log.info("credentials are read again")

@@ -17,11 +17,13 @@ _NUMBER_CHARACTERS_MAX = 1100  # a double written out in full takes 1,077; Postg
 _DETAIL_CHARACTERS_MAX = 300
 _POINTER_CHARACTERS_MAX = 300
 
-# Nineteen digits in a row may overflow, an exponent of -100 may vanish; strings that hold such are no numbers.
-_CLASSES = {**dict.fromkeys(b"0123456789.", "0"), **dict.fromkeys(b"eE", "e"), ord("-"): "-"}
+# Nineteen digits in a row may overflow, exponents of three digits may be too much; in strings they are no numbers.
+_CLASSES = {**dict.fromkeys(b"0123456789.", "0"), **dict.fromkeys(b"eE", "e"), **dict.fromkeys(b"+-", "-")}
 _CLASS = "".join(_CLASSES.get(byte, " ") for byte in range(256)).encode()
-_LONG, _TINY = b"0" * 19, b"0e-000"
-_odd_numbers = re.compile(rb"[:,\[\s](?:(-?\d{19,20})(?=[\s,\]}])|-?[\d.]{19}|-?[\d.]+[eE]-\d{3})").finditer
+_LONG, _SIGNED, _UNSIGNED = b"0" * 19, b"0e-000", b"0e00000"  # e123 is in many a hexadecimal id; 1e400 orjson refuses
+_odd_numbers = re.compile(
+    rb"[:,\[\s](?:(-?\d{19,20})(?=[\s,\]}])|-?[\d.]{19}|-?[\d.]+[eE](?:[+-]\d{3}|\d{5}))"
+).finditer
 _nul = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000").search
 
 
@@ -41,7 +43,7 @@ def odd(text: bytes) -> bool:
     if b"\\" in text and b"\\u0000" in text:
         return True
     classes = text.translate(_CLASS)
-    return _LONG in classes or _TINY in classes
+    return _LONG in classes or _SIGNED in classes or _UNSIGNED in classes
 
 
 def refuse_unstorable(value: bytes) -> None:
@@ -120,8 +122,9 @@ def _integer(token: str) -> int:
 
 def _float(token: str) -> float:
     number = float(token)
-    vanished = number == 0 and token.lower().partition("e")[0].strip("-0.")
-    if math.isinf(number) or vanished or len(token) > _NUMBER_CHARACTERS_MAX:
+    digits, _, exponent = token.lower().partition("e")
+    vanished = number == 0 and digits.strip("-0.")
+    if math.isinf(number) or vanished or len(token) > _NUMBER_CHARACTERS_MAX or len(exponent.strip("+-0")) > 3:
         raise _out_of_range(token)
     return number
 

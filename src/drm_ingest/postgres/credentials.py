@@ -11,6 +11,12 @@ from drm_ingest.settings import Settings
 KEY_PREFIX = "drm_"
 PREFIX_CHARACTERS = 12
 
+# Each insert or update gives a row a new xmin, each delete takes one away: no change leaves all four as they were.
+_STATE = """
+    SELECT keys.count, keys.xmins, senders.count, senders.xmins
+    FROM (SELECT count(*), sum(xmin::text::bigint) AS xmins FROM sender_key) keys,
+         (SELECT count(*), sum(xmin::text::bigint) AS xmins FROM sender) senders
+"""
 _USABLE_KEYS = """
     SELECT key.id, key.hash, key.expires_at, sender.name AS sender, sender.role, sender.device
     FROM sender_key key JOIN sender ON sender.id = key.sender
@@ -56,20 +62,31 @@ class StoredKeys:
         self._settings = settings
         self._application_name = application_name
         self._connection: asyncpg.Connection | None = None
+        self._state: tuple[object, ...] | None = None
 
-    async def read(self) -> list[asyncpg.Record]:
-        """Return `id`, `hash`, `expires_at` (or None), and the `sender`'s name, its `role` and its `device` (or None).
+    async def read(self) -> list[asyncpg.Record] | None:
+        """Return the keys, or None where nothing has changed since they were last read over this connection.
+
+        A row has `id`, `hash`, `expires_at` (or None), and the `sender`'s name, its `role` and its `device` (or None).
+        That a key expires is no change: whoever keeps it looks at the clock.
 
         Raises:
             OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError: Postgres cannot be asked now.
         """
         try:
             if self._connection is None or self._connection.is_closed():
+                self._state = None
                 self._connection = await connect(self._settings, self._application_name)
-            return list(await self._connection.fetch(_USABLE_KEYS))
+            # First the state, then the rows: a change in between is read now and, at worst, once more.
+            state = tuple(await self._connection.fetchrow(_STATE))
+            if state == self._state:
+                return None
+            rows = list(await self._connection.fetch(_USABLE_KEYS))
         except BaseException:
             self.close()
             raise
+        self._state = state
+        return rows
 
     def close(self) -> None:
         """Hang up at once."""
