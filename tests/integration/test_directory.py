@@ -240,12 +240,12 @@ async def until_connected(directory: Directory) -> None:
 
 async def test_while_postgres_is_down_what_is_remembered_goes_on_as_stale(down: Down) -> None:
     assert await attributes(down.directory, "m1") == {"devicemodel": "M 7"}
-    down.server.kill()
+    await asyncio.to_thread(down.server.kill)
     for _ in range(3):
         assert await attributes(down.directory, "m1") == {"devicemodel": "M 7", "contextquality": "stale"}
         assert await attributes(down.directory, "m2") == {"contextquality": "missing"}
 
-    down.server.start()
+    await asyncio.to_thread(down.server.start)
     registry = await asyncpg.connect(down.server.dsn)
     await registry.execute("update device set model = 'M 8'")
     await registry.close()

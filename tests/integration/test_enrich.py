@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
 import uuid
@@ -312,14 +311,14 @@ async def test_with_postgres_down_events_go_on_and_say_so(path: Path, private_po
     async with enriching(settings):
         await path.send({"subject": "m1"})
         await path.events()
-        server.kill()
+        await asyncio.to_thread(server.kill)
         await path.send({"subject": "m1"}, {"subject": "m2"})
         qualities = defaultdict(list)
         for event in await path.events():
             qualities[event["subject"]].append(event.get("contextquality", "complete"))
         assert qualities == {"m1": ["complete", "stale"], "m2": ["missing"]}
         assert await ready(settings) == 0, "Postgres plays no part in readiness"
-        server.start()
+        await asyncio.to_thread(server.start)
         async with asyncio.timeout(WITHIN_S):
             while qualities["m1"][-1] != "complete":
                 await asyncio.sleep(0.2)
@@ -404,9 +403,8 @@ async def test_a_broker_that_restarts_costs_nothing(
         async with enriching(own):
             await path.send({"subject": "m1", "data": {"n": 0}})
             await path.events()
-            os.kill(broker.pid or 0, signal.SIGKILL)
-            broker.kill()
-            broker.start()
+            await asyncio.to_thread(broker.kill)
+            await asyncio.to_thread(broker.start)
             async with asyncio.timeout(WITHIN_S):
                 while True:
                     with contextlib.suppress(Exception):
