@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import signal
+import sys
 from collections.abc import AsyncIterator
 
 import asyncpg
@@ -34,6 +36,9 @@ Whatever goes wrong is problem+json (RFC 9457) with a stable `code`.
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then finish what is in flight."""
     logs.configure(settings, "serve")
+    for told in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal again when all is done; that is an orderly end, and not a death by signal.
+        signal.signal(told, lambda *_: sys.exit(0))
     uvicorn.run(
         build(settings, Metrics("serve")),
         host=settings.serve_host,
