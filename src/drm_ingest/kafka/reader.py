@@ -90,6 +90,7 @@ class Reader:
         """
         await self._group.open()
         self._task = asyncio.create_task(self._keep_reading(), name=f"reader {self._group_name}")
+        await asyncio.sleep(0)  # from here on the task closes what was opened
         return self
 
     async def __aexit__(
@@ -261,14 +262,22 @@ class Reader:
     async def _reopen(self) -> None:
         while True:
             await asyncio.sleep(REOPEN_PAUSE_S)
-            self._group = self._new_group()
-            with contextlib.suppress(KafkaUnreachable):
-                await self._group.open()
+            group = self._new_group()
+            try:
+                await group.open()
+            except KafkaUnreachable as error:
+                log.warning("Kafka does not answer", group=self._group_name, error=str(error))
+            except BaseException:
+                self._close(group)
+                raise
+            else:
+                self._group = group
                 return
 
     def _close(self, group: Group) -> None:
         """Leave in the background: with Kafka away it takes as long as its requests do."""
         group.abandon()
+        self._moved.set()
         task = asyncio.create_task(group.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
@@ -288,7 +297,7 @@ class Reader:
         """Hand out no more and wait for what is under way."""
         self._draining = True
         until = monotonic() + DRAIN_S
-        while (self._busy_since is not None or self._held) and monotonic() < until:
+        while not group.closed and (self._busy_since is not None or self._held) and monotonic() < until:
             await self._next_move(until - monotonic())
         if not group.closed:
             await self._lose(partitions)
