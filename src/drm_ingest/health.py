@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import orjson
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from drm_ingest.errors import Refusal
 from drm_ingest.metrics import Metrics
@@ -22,8 +23,13 @@ from drm_ingest.metrics import Metrics
 MEDIA_TYPE_PROBLEM = "application/problem+json"
 
 
-def router(metrics: Metrics, ready: Callable[[], str | None]) -> APIRouter:
-    """Return the three routes; `ready` returns None when ready, else the reason in a few words. It must not block."""
+def router(
+    metrics: Metrics, ready: Callable[[], str | None], gather: Callable[[], Awaitable[Collector]] | None = None
+) -> APIRouter:
+    """Return the three routes; `ready` returns None when ready, else the reason in a few words. It must not block.
+
+    `gather` returns what a scrape shows in place of this process's own counts, where several share a port.
+    """
     routes = APIRouter(tags=["health"])
 
     @routes.get("/health/live", summary="Is the process alive?")
@@ -50,7 +56,8 @@ def router(metrics: Metrics, ready: Callable[[], str | None]) -> APIRouter:
     @routes.get("/metrics", summary="What this process counts, for Prometheus", response_class=Response)
     async def scrape(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(metrics.registry), headers={"content-type": content_type})
+        shown = metrics.registry if gather is None else await gather()
+        return Response(encode(shown), headers={"content-type": content_type})
 
     return routes
 

@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,6 +52,13 @@ def _count() -> Iterator[int]:
 
 
 _numbers = _count()
+
+
+async def until(true: Callable[[], Awaitable[bool]], within_s: float = 20.0) -> None:
+    """Wait for what must come true."""
+    async with asyncio.timeout(within_s):
+        while not await true():  # noqa: ASYNC110 - another process has no event for us
+            await asyncio.sleep(0.02)
 
 
 @dataclass
@@ -117,7 +124,6 @@ class Edge:
     log: Path
     process: subprocess.Popen[bytes]
     workers: int = 1
-    _clients: list[httpx.AsyncClient] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -138,21 +144,22 @@ class Edge:
 
     @classmethod
     def start_unprepared(cls, settings: Settings, log: Path, workers: int = 1) -> Self:
-        with log.open("ab") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "drm_ingest", "edge", "--workers", str(workers)],
-                env=make_environment(settings),
-                stderr=out,
-            )
-        edge = cls(settings, log, process, workers)
+        edge = cls.launch(settings, log, workers)
         deadline = time.monotonic() + START_WITHIN_S
         while True:
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(edge.url + "/health/ready").status_code == 200:
                     return edge
-            assert process.poll() is None, log.read_text()
+            assert edge.process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
+
+    @classmethod
+    def launch(cls, settings: Settings, log: Path, workers: int = 1) -> Self:
+        """Start it and do not wait."""
+        command = [sys.executable, "-m", "drm_ingest", "edge", "--workers", str(workers)]
+        with log.open("ab") as out:
+            return cls(settings, log, subprocess.Popen(command, env=make_environment(settings), stderr=out), workers)
 
     def stop(self) -> int:
         """Send SIGTERM and return the exit code."""

@@ -2,11 +2,11 @@
 
 import gc
 import socket
-from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.metadata import version
 
 import structlog
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -20,6 +20,7 @@ from drm_ingest.edge.limits import Limits
 from drm_ingest.edge.server import Server
 from drm_ingest.edge.take import Take
 from drm_ingest.edge.websocket import Sessions
+from drm_ingest.edge.workers import Siblings
 from drm_ingest.edge.write import Write
 from drm_ingest.errors import Refusal
 from drm_ingest.kafka import topics
@@ -32,8 +33,8 @@ from drm_ingest.settings import Settings
 log = structlog.get_logger(__name__)
 
 
-async def serve(settings: Settings, bound: socket.socket) -> None:
-    """Serve the edge on a bound socket until SIGTERM or SIGINT.
+async def serve(settings: Settings, bound: socket.socket, siblings: Siblings | None = None) -> None:
+    """Serve the edge on a bound socket until SIGTERM or SIGINT; with `siblings`, as one of several on the same port.
 
     Raises:
         KafkaUnreachable, TopicsWrong, BadSchema: it cannot work; the message says what to do.
@@ -60,7 +61,8 @@ async def serve(settings: Settings, bound: socket.socket) -> None:
 
     over_http, over_websocket = take("http"), take("websocket")
     sessions = Sessions(over_websocket, ready)
-    server = Server(settings, build(settings, over_http, sessions, metrics, ready), over_http, sessions.drain)
+    health_routes = health.router(metrics, ready, siblings.gather if siblings else None)
+    server = Server(settings, build(settings, over_http, sessions, health_routes), over_http, sessions.drain)
     limits.watch(server.server_state.connections)
     _show(metrics, limits)
     await credentials.start()
@@ -68,16 +70,15 @@ async def serve(settings: Settings, bound: socket.socket) -> None:
     gc.collect()
     gc.freeze()  # what is there now stays; the collector need not look at it again
     try:
-        await server.serve([bound])
+        async with siblings.joined(metrics.registry, server.stop) if siblings else nullcontext():
+            await server.serve([bound])
     finally:
         await writer.stop(settings.produce_deadline_s)
         await credentials.stop()
         limits.stop()
 
 
-def build(
-    settings: Settings, take: Take, sessions: Sessions, metrics: Metrics, ready: Callable[[], str | None]
-) -> FastAPI:
+def build(settings: Settings, take: Take, sessions: Sessions, health_routes: APIRouter) -> FastAPI:
     """Return the application behind the door: health, metrics, documents, WebSockets, and the ordinary route."""
     app = FastAPI(
         title="drm-ingest edge",
@@ -87,7 +88,7 @@ def build(
         redirect_slashes=False,
     )
     app.include_router(route.router(take, openapi.post_events(settings)))
-    app.include_router(health.router(metrics, ready))
+    app.include_router(health_routes)
 
     @app.websocket("/v1/events")
     async def events(socket: WebSocket) -> None:

@@ -2,12 +2,15 @@
 
 import resource
 import socket
+import sys
+from pathlib import Path
 
 import structlog
 import uvloop
 
 from drm_ingest import logs
 from drm_ingest.edge.app import serve
+from drm_ingest.edge.workers import Siblings, Workers
 from drm_ingest.kafka.connection import KafkaUnreachable
 from drm_ingest.kafka.topics import TopicsWrong
 from drm_ingest.schema import BadSchema
@@ -21,14 +24,27 @@ _FILES_BESIDES_CONNECTIONS = 200  # Kafka, Postgres, the program itself
 def run(settings: Settings, workers: int = 1) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code: 0, or 1 where it cannot start."""
     logs.configure(settings, "edge")
-    _allow_connections(settings)
     try:
+        if workers > 1:
+            return Workers(settings, workers, run_worker).run()
         with bind(settings) as bound:
             uvloop.run(serve(settings, bound))
     except (OSError, KafkaUnreachable, TopicsWrong, BadSchema) as error:
         log.critical("the edge cannot start", reason=str(error))
         return 1
     return 0
+
+
+def run_worker(settings: Settings, folder: Path, worker: int) -> None:
+    """Serve as one of several; ends with the parent."""
+    logs.configure(settings, "edge")
+    structlog.contextvars.bind_contextvars(worker=worker)
+    try:
+        with bind(settings, shared=True) as bound:
+            uvloop.run(serve(settings, bound, Siblings(folder, worker)))
+    except (OSError, KafkaUnreachable, TopicsWrong, BadSchema) as error:
+        log.critical("the edge cannot start", reason=str(error))
+        sys.exit(1)
 
 
 def bind(settings: Settings, *, shared: bool = False) -> socket.socket:
@@ -39,6 +55,7 @@ def bind(settings: Settings, *, shared: bool = False) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in settings.edge_host else socket.AF_INET
     address = (settings.edge_host, settings.edge_port)
+    _allow_connections(settings)
     return socket.create_server(address, family=family, backlog=settings.edge_backlog_connections, reuse_port=shared)
 
 
