@@ -32,7 +32,8 @@ async def test_the_ledger_is_exact_when_kafka_is_killed_and_comes_back_under_loa
     async with path.ledger(events=EVENTS, seed=seed) as ledger:
         await asyncio.sleep(1.5)
         await path.back("kafka", path.kill("kafka"))
-    assert any(entry.sendings > 1 for entry in ledger.entries), "Kafka was gone, and nobody noticed"
+    waited = max(ledger.ack_s) > 1.0  # within its deadline the edge waits for Kafka to come back
+    assert waited or ledger.resent, "Kafka was gone, and nobody noticed"
 
 
 async def test_the_ledger_is_exact_when_postgres_is_killed_and_comes_back_under_load(path: Running, seed: int) -> None:
