@@ -283,7 +283,8 @@ async def test_a_sender_learns_what_became_of_its_events(admin: httpx.AsyncClien
     assert (attached["fate"], attached["dead_letters"]) == ("attached", [])
     assert attached["attached_to"] == [{"party": ada, "kind": "customer", "roles": ["owner", "user"]}]
     assert {"subject": "meter-7", "source": "", "id": "1", "type": "device.measurement", "occurred_at": _text(NOON),
-            "sender": "fleet", "data": {"temperature": 21.5}}.items() <= attached["event"].items()  # fmt: skip
+            "sender": "fleet", "data": {"temperature": 21.5},
+            "content_hash": Sent("meter-7", "1", NOON).hash.hex()}.items() <= attached["event"].items()  # fmt: skip
     assert (await get(fleet, "/v1/events", subject="meter-7", id="early"))["attached_to"] == []
     # The source that product teams read is the same as none.
     published = await get(fleet, "/v1/events", subject="meter-7", id="1", source="/devices/meter-7")

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import asyncpg
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
 
 from drm_ingest.errors import Refusal
 from drm_ingest.event import ID_CHARACTERS_MAX, PARTY_PREFIX, SOURCE_CHARACTERS_MAX, identity_source
@@ -19,6 +19,10 @@ from drm_ingest.serve.shapes import EventType, PageQuery, Request, Subject, Text
 routes = APIRouter(prefix="/v1/events", tags=["events"])
 
 _DATA = {"temperature": 21.4}
+
+
+def _hexadecimal(value: UUID | str) -> str:
+    return value.hex if isinstance(value, UUID) else value
 
 
 class Event(BaseModel):
@@ -36,6 +40,10 @@ class Event(BaseModel):
     sequence: str | None
     sender: str = Field(examples=["thermostat fleet"])
     dataschema: str | None = Field(examples=["1.0"])
+    content_hash: Annotated[str, BeforeValidator(_hexadecimal)] = Field(
+        description="of type, time and data as sent; what tells a repeat from a conflict",
+        examples=["9f86d081884c7d65" * 2],
+    )
     data: Annotated[Any, from_json] = Field(examples=[_DATA])
 
 
