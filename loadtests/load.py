@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
         self.idle = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast('asyncio.Transport', transport)  # uvloop's is one by its methods, not by its class
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods, not by its class
         if self._load.rate is None:
             self.go(time.perf_counter())
 
