@@ -48,7 +48,9 @@ def events(draw: st.DrawFn) -> bytes:
     """Like an event, with some of it wrong."""
     changes = draw(st.dictionaries(names | st.text(max_size=5), json_values, max_size=3))
     left_out = draw(st.sets(names, max_size=2))
-    return lenient({name: value for name, value in (EVENT | changes).items() if name not in left_out})
+    whole = lenient({name: value for name, value in (EVENT | changes).items() if name not in left_out})
+    twice = draw(st.none() | st.tuples(names, json_values))
+    return whole if twice is None else b"{%b,%b" % (lenient(dict([twice]))[1:-1], whole[1:])
 
 
 @st.composite

@@ -57,7 +57,7 @@ def test_the_receipt_is_the_same_bytes_for_all_events_of_a_request() -> None:
 
 
 def test_what_the_writer_needs_room_for_is_told() -> None:
-    admitted = send(b"[%b,%b]" % (event(), event(id="a-2", subject="größer")))
+    admitted = send(b"[%b,%b,%b]" % (event(), event(id="a-2", subject="größer"), event(id=ABSENT)))
     assert admitted.record_bytes == sum(
         len(key) + len(value) + sum(len(name) + len(header) for name, header in headers)
         for key, value, headers in admitted.records
@@ -175,6 +175,12 @@ def test_of_an_attribute_given_twice_the_last_counts() -> None:
         last = content_hash("device.measurement", EVENT["time"], b'{"temperature":5}')
         assert dict(headers)["content-hash"] == last
         assert json.loads(value)["subject"] == "meter-8"
+
+
+def test_an_attribute_given_twice_is_right_both_times() -> None:
+    for first in (b'"id":5', b'"specversion":null', b'"time":{}', b'"subject":[]'):
+        code, _ = rejected(b"{%b," % first + event()[1:])
+        assert code == "attribute_invalid"
 
 
 # -- whose event -----------------------------------------------------------------------------------------------------

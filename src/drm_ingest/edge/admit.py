@@ -22,6 +22,7 @@ from drm_ingest.metrics import Metrics
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 
+_HASH_BYTES = 16
 _encode: Callable[[object], bytes] = msgspec.json.Encoder().encode
 
 
@@ -111,22 +112,24 @@ class Admit:
 
     def _admit(self, values: list[bytes], body: bytes, credential: Credential, receipt: Receipt) -> Admitted:
         """Judge each event; `body` holds the bytes of all of them."""
-        record_of = self._judge.record
         request = self._judge.request(credential, receipt, body)
-        records: list[Record] = []
+        admitted = Admitted(len(values), results=request.results)
+        judge, records = self._judge.record, admitted.records
+        usual_bytes = len(HEADER_RECEIPT) + len(request.receipt_header[1]) + len(HEADER_CONTENT_HASH) + _HASH_BYTES
         record_bytes = 0
         for index, value in enumerate(values):
             try:
-                record = record_of(index, value, request)
+                record = judge(index, value, request)
             except Rejected as rejected:
                 request.results.append(rejection(index, rejected, value))
-            else:
-                records.append(record)
-                record_bytes += len(record[0]) + len(value)
-        headers_bytes = len(HEADER_RECEIPT) + len(request.receipt_header[1]) + len(HEADER_CONTENT_HASH) + 16
-        return self._counted(
-            Admitted(len(values), records, request.results, record_bytes + len(records) * headers_bytes)
-        )
+                continue
+            records.append(record)
+            key, _, headers = record
+            record_bytes += len(key) + len(value) + usual_bytes
+            for name, header in headers[2:]:
+                record_bytes += len(name) + len(header)
+        admitted.record_bytes = record_bytes
+        return self._counted(admitted)
 
     def _counted(self, admitted: Admitted) -> Admitted:
         if admitted.results:
