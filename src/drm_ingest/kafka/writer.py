@@ -106,8 +106,9 @@ class Writer:
         )
 
     def room_for(self, bytes_: int) -> bool:
-        """Whether that many bytes of keys, values and headers can be appended now."""
-        return self.buffered_bytes + bytes_ <= self._bytes_max
+        """Whether that many bytes of keys, values and headers can be appended now, all of them, without WriterFull."""
+        # A quarter for the lengths and offsets around them, so that a request is taken whole or not at all.
+        return self.buffered_bytes + bytes_ + bytes_ // 4 <= self._bytes_max
 
     def append(
         self, topic: str, partition: int, key: bytes, value: bytes, headers: Headers, delivery: Delivery
