@@ -124,6 +124,7 @@ class Settings(BaseSettings):
 
     # -- serve --------------------------------------------------------------------------------------------------
     serve_body_bytes_max: Bytes = Field(1 * MiB, description="a request that makes or changes something")
+    serve_page_bytes_max: Bytes = Field(8 * MiB, description="data of the events on a page, as stored; it ends there")
     serve_connections_max: Count = Field(1000, description="open at a time; above: 503")
 
     # -- what people see ----------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ def serve_settings(database: str) -> Settings:
         postgres_statement_timeout_s=10,
         postgres_lock_timeout_s=0.5,
         serve_body_bytes_max=100_000,
+        serve_page_bytes_max=50_000,
         request_body_timeout_s=1,
         refused_body_discard_bytes_max=1_000_000,
     )

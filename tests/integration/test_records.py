@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from secrets import token_hex
 from typing import Any
 from uuid import UUID
 
@@ -262,6 +263,28 @@ async def test_events_of_one_instant_are_paged_without_gap_or_repeat(admin: http
         for types in ([], ["device.measurement"]):
             items = await pages(admin, f"/v1/parties/{ada}/timeline", limit, type=types)
             assert [_identity(item["event"]) for item in items] == whole
+
+
+async def test_a_page_of_large_events_ends_early_and_the_next_goes_on(admin: httpx.AsyncClient, attach: Attach) -> None:
+    ada = await party(admin)
+    await holds(admin, ada, "owner", "meter-7")
+    sent = [Sent("meter-7", f"e{n:02}", NOON + n * DAY, data=f'"{token_hex(5000)}"') for n in range(20)]
+    await attach(*sent, Sent("meter-7", "e99", NOON + 99 * DAY, data=f'"{token_hex(60_000)}"'))
+    newest_first = ["e99", *(event.id for event in reversed(sent))]
+    for path in (f"/v1/parties/{ada}/timeline", "/v1/devices/meter-7/events"):
+        for limit in (3, 20, 21, 1000):
+            seen: list[str] = []
+            lengths: list[int] = []
+            cursor: dict[str, str] | None = {}
+            while cursor is not None:
+                page = await get(admin, path, limit=limit, **cursor)
+                ids = [item.get("event", item)["id"] for item in page["items"]]
+                lengths.append(len(ids))
+                seen += ids
+                cursor = {"cursor": page["next"]} if page["next"] else None
+            assert seen == newest_first
+            assert lengths[0] == 1  # larger than a page may be, and yet it is shown
+            assert max(lengths) <= min(limit, 10)
 
 
 def _identity(event: dict[str, str]) -> tuple[str, str, str]:
@@ -553,7 +576,7 @@ async def test_nothing_large_is_read_whole(large: UUID, db: asyncpg.Connection, 
     after = records.Position(datetime(2026, 5, 1, tzinfo=UTC), "d50", "", "50-1")
     for types in ([], ["t1"]):
         for position in (None, after):
-            wanted = records.Wanted(types, None, None, position, 101)
+            wanted = records.Wanted(types, None, None, position, 101, 1 << 20)
             statement, values = records.timeline_sql(wanted)
             await _expect_indexes(db, statement, large, datetime(2026, 4, 1, tzinfo=UTC), *values)
             await _expect_indexes(db, statement, large, None, *values)

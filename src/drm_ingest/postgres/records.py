@@ -203,10 +203,15 @@ class Wanted:
     until: datetime | None
     after: Position | None
     limit: int
+    bytes_max: int
+    """Of data, as stored (compressed where large); the event that goes beyond is the last."""
 
 
 async def timeline(db: asyncpg.Connection, party: UUID, wanted: Wanted) -> list[asyncpg.Record]:
-    """Return the events that a party's relations brought it: those of `_EVENT` and roles, empty where it is its own."""
+    """Return the events that a party's relations brought it: `_EVENT`, and the roles it held, none for its own.
+
+    `found` in each is how many there were before `bytes_max` cut them.
+    """
     return await _page(db, party, *timeline_sql(wanted), wanted)
 
 
@@ -244,7 +249,7 @@ async def _page(
         if wanted.since is not None and since <= wanted.since:
             break
         rows = await db.fetch(statement, of, since, *values)
-        if len(rows) >= wanted.limit:
+        if rows and rows[0]["found"] >= wanted.limit:
             return rows
     rows = await db.fetch(statement, of, wanted.since, *values)
     return rows
@@ -254,7 +259,7 @@ def _page_sql(span: str, roles: str, wanted: Wanted) -> tuple[str, list[object]]
     until, after = wanted.until, wanted.after
     if after is not None:
         until = min(time for time in (until, after.occurred_at + _INSTANT) if time)
-    values: list[object] = [until, wanted.limit]
+    values: list[object] = [until, wanted.limit, wanted.bytes_max]
     starts, ends, condition = "greatest($2::timestamptz, span.starts)", "least($3::timestamptz, span.ends)", ""
     days = ""
     if wanted.types:
@@ -263,13 +268,13 @@ def _page_sql(span: str, roles: str, wanted: Wanted) -> tuple[str, list[object]]
         values.append(list(wanted.types))
         days = f"""(
             select distinct day::timestamp at time zone 'UTC' as day_at from subject_day
-            where subject = span.subject and type = any ($5::text[])
+            where subject = span.subject and type = any ($6::text[])
               and day >= coalesce(({starts} at time zone 'UTC')::date, '-infinity')
               and day <= coalesce(({ends} at time zone 'UTC')::date, 'infinity')
             order by day_at desc limit $4::bigint + 2
         ) as days cross join lateral"""
         starts, ends = f"greatest(day_at, {starts})", f"least(day_at + interval '1 day', {ends})"
-        condition = "and type = any ($5::text[])"
+        condition = "and type = any ($6::text[])"
     if after is not None:
         at = len(values) + 3
         values += [after.occurred_at, after.subject, after.source, after.id]
@@ -278,17 +283,25 @@ def _page_sql(span: str, roles: str, wanted: Wanted) -> tuple[str, list[object]]
     statement = f"""with {span}
         select page.*, {roles} as roles
         from (
-            select span.relation_subject, found.*
-            from span cross join lateral (
-                select happened.* from {days} (
-                    select {_EVENT} from event
-                    where subject = span.subject {condition}
-                      and occurred_at >= coalesce({starts}, '-infinity') and occurred_at < coalesce({ends}, 'infinity')
+            select merged.*, count(*) over () as found, sum(pg_column_size(data)) over (
+                order by occurred_at desc, subject desc, source desc, id desc
+                rows between unbounded preceding and 1 preceding
+            ) as bytes_before
+            from (
+                select span.relation_subject, found.*
+                from span cross join lateral (
+                    select happened.* from {days} (
+                        select {_EVENT} from event
+                        where subject = span.subject {condition}
+                          and occurred_at >= coalesce({starts}, '-infinity')
+                          and occurred_at < coalesce({ends}, 'infinity')
+                        {in_order}
+                    ) as happened
                     {in_order}
-                ) as happened
+                ) as found
                 {in_order}
-            ) as found
-            {in_order}
+            ) as merged
         ) as page
+        where coalesce(bytes_before, 0) < $5::bigint
         {in_order}"""
     return statement, values

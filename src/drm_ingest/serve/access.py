@@ -30,6 +30,14 @@ class Store:
     settings: Settings
 
 
+def _store(request: Request) -> Store:
+    store: Store = request.app.state.store
+    return store
+
+
+Stored = Annotated[Store, Depends(_store)]
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Whose key it is."""
@@ -46,6 +54,7 @@ _basic = HTTPBasic(auto_error=False, description="A key as the user name; the pa
 
 async def caller(
     request: Request,
+    store: Stored,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     basic: Annotated[HTTPBasicCredentials | None, Depends(_basic)],
 ) -> Caller:
@@ -60,7 +69,6 @@ async def caller(
     row = None
     # What cannot be a key is not worth a question to Postgres.
     if key.startswith(KEY_PREFIX) and len(key) <= KEY_CHARACTERS_MAX and key.isascii():
-        store: Store = request.app.state.store
         with store_failures_refused(store.settings.retry_after_s):
             row = await registry.sender_of_key(store.pool, key)
     if row is None:
@@ -86,9 +94,8 @@ reader = _having("admin", "reader")
 Admin = Annotated[Caller, Depends(admin)]
 
 
-async def connection(request: Request) -> AsyncIterator[asyncpg.Connection]:
+async def connection(store: Stored) -> AsyncIterator[asyncpg.Connection]:
     """Lend a connection until the answer is made."""
-    store: Store = request.app.state.store
     with store_failures_refused(store.settings.retry_after_s):
         async with store.pool.acquire() as db:
             yield db

@@ -10,7 +10,7 @@ from drm_ingest.errors import Refusal
 from drm_ingest.event import PARTY_PREFIX
 from drm_ingest.postgres import records, registry, relationships
 from drm_ingest.serve import events
-from drm_ingest.serve.access import Db, admin, reader
+from drm_ingest.serve.access import Db, Stored, admin, reader
 from drm_ingest.serve.problems import documented, invalid
 from drm_ingest.serve.records import Activity, activity
 from drm_ingest.serve.shapes import ITEMS_MAX, Page, Request, Subject, Text, Time
@@ -85,10 +85,14 @@ async def put(device: DeviceId, body: DeviceDescription, response: Response, db:
     responses=documented("not_found"),
     dependencies=[Depends(reader)],
 )
-async def list_events(device: DeviceId, query: Annotated[events.EventsQuery, Query()], db: Db) -> Page[events.Event]:
+async def list_events(
+    device: DeviceId, query: Annotated[events.EventsQuery, Query()], db: Db, store: Stored
+) -> Page[events.Event]:
     await _device(db, device)
     list_ = f"events of {device}"
-    found = await records.events_of_subject(db, device, events.wanted(query, list_))
+    found = await records.events_of_subject(
+        db, device, events.wanted(query, list_, store.settings.serve_page_bytes_max)
+    )
     rows, next_ = events.page(found, query, list_)
     return Page(items=[events.Event(**row) for row in rows], next=next_)
 

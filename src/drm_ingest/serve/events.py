@@ -55,21 +55,22 @@ class EventsQuery(PageQuery):
     until: Time | None = Field(None, description="that happened before then")
 
 
-def wanted(query: EventsQuery, list_: str) -> records.Wanted:
+def wanted(query: EventsQuery, list_: str, bytes_max: int) -> records.Wanted:
     """Return what a list of events asks of Postgres: one more than its page, to know whether there is a next one."""
     after = pages.start(query, list_, records.Position)
     if after and not 1 < after.occurred_at.year < 9999:
         raise pages.foreign()
-    return records.Wanted(query.type, query.since, query.until, after, query.limit + 1)
+    return records.Wanted(query.type, query.since, query.until, after, query.limit + 1, bytes_max)
 
 
 def page(
     found: Sequence[asyncpg.Record], query: EventsQuery, list_: str
 ) -> tuple[Sequence[asyncpg.Record], str | None]:
     """Return the rows of the page, and its `next`."""
-    rows, last = pages.cut(found, query)
-    if last is None:
+    rows = found[: query.limit]
+    if not rows or rows[0]["found"] <= len(rows):
         return rows, None
+    last = rows[-1]
     position = records.Position(last["occurred_at"], last["subject"], last["source"], last["id"])
     return rows, pages.end(query, list_, position)
 

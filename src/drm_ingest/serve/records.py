@@ -12,7 +12,7 @@ from drm_ingest.errors import Refusal
 from drm_ingest.event import PARTY_PREFIX
 from drm_ingest.postgres import records, registry
 from drm_ingest.serve import events
-from drm_ingest.serve.access import Db, reader
+from drm_ingest.serve.access import Db, Stored, reader
 from drm_ingest.serve.parties import Party
 from drm_ingest.serve.problems import documented
 from drm_ingest.serve.shapes import ITEMS_MAX, Page, PartyName, Request, Time, from_json
@@ -106,11 +106,11 @@ async def _party(db: Db, name: str) -> asyncpg.Record:
     responses=documented("not_found"),
 )
 async def timeline(
-    party: Annotated[PartyName, Path()], query: Annotated[events.EventsQuery, Query()], db: Db
+    party: Annotated[PartyName, Path()], query: Annotated[events.EventsQuery, Query()], db: Db, store: Stored
 ) -> Page[TimelineItem]:
     id_ = (await _party(db, party))["id"]
     list_ = f"timeline of {id_}"
-    found = await records.timeline(db, id_, events.wanted(query, list_))
+    found = await records.timeline(db, id_, events.wanted(query, list_, store.settings.serve_page_bytes_max))
     rows, next_ = events.page(found, query, list_)
     return Page(
         items=[
