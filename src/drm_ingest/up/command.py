@@ -62,7 +62,7 @@ class Up:
             return self.complain(error)
         self.withdraw()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
                 signal.signal(number, self.on_signal)
         failure: Exception | None = None
         try:
