@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from drm_ingest.__main__ import cli
 from drm_ingest.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -28,9 +29,11 @@ def test_every_setting_the_containers_use_exists() -> None:
     assert in_image - _settings() == set()
 
 
-def test_the_composition_holds_every_process() -> None:
+def test_the_composition_holds_every_process_and_runs_commands_that_exist() -> None:
     ours = {name: service for name, service in COMPOSE["services"].items() if name not in SERVERS}
     assert set(ours) == PROCESSES | {"migrate", "topics"}
+    commands = {command.name or command.callback.__name__ for command in cli.registered_commands if command.callback}
+    assert {service["command"][0] for service in ours.values()} - commands == set()
 
 
 def test_each_process_is_published_and_probed_on_its_default_port() -> None:
