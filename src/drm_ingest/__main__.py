@@ -229,6 +229,70 @@ def key(
 
 
 @cli.command()
+def tail(
+    type_: Annotated[str, typer.Argument(metavar="TYPE", help="A type, a family of types, or `unclassified`.")],
+    subject: Annotated[str | None, typer.Option(help="Only events about this device.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Stop after so many seconds; with --limit, exit code 1 if too few came."),
+    ] = None,
+    from_beginning: Annotated[bool, typer.Option("--from-beginning", help="Not only from now on.")] = False,
+    ndjson: Annotated[
+        bool | None,
+        typer.Option("--ndjson/--pretty", help="For programs or for people. Default: people on a terminal."),
+    ] = None,
+) -> None:
+    """Show enriched events as they arrive in Kafka. It commits nothing and disturbs nobody.
+
+    Example: drm-ingest tail device.measurement --subject meter-7 --from-beginning
+    """
+    import asyncio
+    import sys
+
+    from rich.console import Console
+
+    from drm_ingest.kafka.connection import KafkaUnreachable
+    from drm_ingest.kafka.tail import NothingToTail, Wanted, as_lines, as_text
+    from drm_ingest.kafka.tail import tail as follow
+    from drm_ingest.schema import BadSchema, Schemas
+    from drm_ingest.settings import Settings
+
+    settings = Settings()
+
+    def write(line: bytes) -> None:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+
+    def on_ready(partitions: int) -> None:
+        of = f"{partitions} partitions" if partitions > 1 else "the partition of that subject"
+        typer.echo(f"{wanted.topic}, {of}; Ctrl-C ends it", err=True)
+
+    if ndjson is None:
+        ndjson = not sys.stdout.isatty()
+    show = as_lines(write) if ndjson else as_text(Console(highlight=False))
+    try:
+        wanted = Wanted.of(settings, Schemas.load(settings.schemas_dir), type_, subject)
+        if wanted.unclassified:
+            typer.echo(f"{type_} has no schema; its events are looked for in {wanted.topic}", err=True)
+        shown = asyncio.run(
+            follow(
+                settings, wanted, show,
+                from_beginning=from_beginning, limit=limit, timeout_s=timeout, on_ready=on_ready,
+            )
+        )  # fmt: skip
+    except (KafkaUnreachable, NothingToTail, BadSchema) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain of it again at exit
+        raise typer.Exit(0) from None
+    raise typer.Exit(1 if limit is not None and shown < limit else 0)
+
+
+@cli.command()
 def demo(
     context: typer.Context,
     edge_url: Annotated[str, typer.Option(envvar="DRM_EDGE_URL", help="Default: of the running `up`.")] = "",
