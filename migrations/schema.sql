@@ -162,6 +162,7 @@ END) STORED NOT NULL,
     asserted_by text,
     reason text,
     CONSTRAINT relationship_recorded_check CHECK (((NOT isempty(recorded)) AND lower_inc(recorded) AND (NOT upper_inc(recorded)))),
+    CONSTRAINT relationship_subject_by_id CHECK (((NOT starts_with(subject, 'party:'::text)) OR (subject = ('party:'::text || (substr(subject, (length('party:'::text) + 1)))::uuid)))),
     CONSTRAINT relationship_subject_check CHECK (((length(subject) >= 1) AND (length(subject) <= 200))),
     CONSTRAINT relationship_valid_check CHECK (((NOT isempty(valid)) AND (NOT upper_inc(valid)) AND (lower_inf(valid) OR lower_inc(valid))))
 );

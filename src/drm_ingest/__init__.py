@@ -22,8 +22,9 @@ families and makes each event durable in Postgres exactly once, with the positio
 `postgres/relationships.py` says who held which role when; `postgres/records.py` puts a party's record together from the
 two when it is read, so that a correction learnt late is right at once. `postgres/migrate.py` brings the tables.
 
-**serve** shows it: `serve/app.py` opens the registry (who may send, parties, devices, relationships), the records and
-the timelines to people and their programs.
+**serve** shows it to people and their programs: `serve/app.py` opens the registry (`serve/senders.py`,
+`serve/parties.py`, `serve/devices.py`, `serve/relationships.py`), the records and timelines (`serve/records.py`), and
+what became of a single event (`serve/events.py`).
 
 `up/supervisor.py` starts all of this on one machine, with a Kafka and a Postgres of its own.
 
