@@ -322,6 +322,18 @@ async def test_a_relation_joins_two_parties_by_whatever_name(admin: httpx.AsyncC
     refused(again, 409, "conflict")
 
 
+async def test_postgres_holds_relations_to_one_name_of_a_party(
+    admin: httpx.AsyncClient, db: asyncpg.Connection
+) -> None:
+    ada, volt = await make_party(admin, crm="778"), await make_party(admin, "Volt", "vendor")
+    for subject in ("party:crm:778", f"party:{ada.upper()}", f"party:{ada.replace('-', '')}", "party:"):
+        with pytest.raises((asyncpg.CheckViolationError, asyncpg.InvalidTextRepresentationError)):
+            await db.execute(
+                "insert into relationship (subject, role, party, exclusive, valid) "
+                "values ($1, 'buys_from', $2, false, '(,)')", subject, UUID(volt),
+            )  # fmt: skip
+
+
 async def test_what_makes_no_sense_is_refused_where_it_is(admin: httpx.AsyncClient) -> None:
     ada, _ = await make_party(admin), await make_party(admin, "Bo", crm="778")
     for wrong, pointer, says in (
