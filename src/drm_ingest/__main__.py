@@ -229,6 +229,16 @@ def key(
 
 
 @cli.command()
+def doctor() -> None:
+    """Look at Kafka, its topics, Postgres, its tables, the workers and the clocks, and say what to do; 1 if wrong."""
+    from rich.console import Console
+
+    from drm_ingest.doctor import run
+
+    raise typer.Exit(run(Console(highlight=False)))
+
+
+@cli.command()
 def tail(
     type_: Annotated[str, typer.Argument(metavar="TYPE", help="A type, a family of types, or `unclassified`.")],
     subject: Annotated[str | None, typer.Option(help="Only events about this device.")] = None,

@@ -91,6 +91,7 @@ class Found:
     partitions: int
     replication_factor: int
     leaderless: tuple[int, ...]
+    in_sync_min: int  # replicas, of the partition that has the fewest
     configs: Mapping[str, str]
 
 
@@ -103,7 +104,7 @@ async def create(settings: Settings, families: Iterable[str]) -> list[str]:
     """
     topics = Topics.of(settings)
     names = topics.all(families)
-    async with _admin(settings) as admin:
+    async with admin_client(settings) as admin:
         there = set(await admin.list_topics())
         new = [
             NewTopic(
@@ -151,7 +152,7 @@ async def describe(settings: Settings, names: Iterable[str]) -> dict[str, Found]
     Raises:
         KafkaUnreachable: no bootstrap server answers.
     """
-    async with _admin(settings) as admin:
+    async with admin_client(settings) as admin:
         there = set(await admin.list_topics())
         present = [name for name in names if name in there]
         if not present:
@@ -168,6 +169,7 @@ async def describe(settings: Settings, names: Iterable[str]) -> dict[str, Found]
             partitions=len(partitions),
             replication_factor=max((len(partition["replicas"]) for partition in partitions), default=0),
             leaderless=tuple(partition["partition"] for partition in partitions if partition["leader"] == -1),
+            in_sync_min=min((len(partition["isr"]) for partition in partitions), default=0),
             configs=configs.get(name, {}),
         )
         for name, partitions in described.items()
@@ -186,7 +188,7 @@ def wrong(name: str, found: Found | None, settings: Settings) -> list[str]:
         )
     if found.replication_factor < settings.topic_replication_factor:
         problems.append(
-            f"{found.replication_factor} replicas, not {settings.topic_replication_factor}; reassign its partitions "
+            f"{found.replication_factor} of {settings.topic_replication_factor} replicas; reassign its partitions "
             "(kafka-reassign-partitions), or set DRM_TOPIC_REPLICATION_FACTOR"
         )
     if not found.configs:
@@ -229,7 +231,12 @@ async def _until_led(admin: AIOKafkaAdminClient, names: list[str]) -> None:
 
 
 @asynccontextmanager
-async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+async def admin_client(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    """Give a connected admin client.
+
+    Raises:
+        KafkaUnreachable: no bootstrap server answers, or Kafka breaks off.
+    """
     admin = AIOKafkaAdminClient(request_timeout_ms=round(TIMEOUT_S * 1000), **connection(settings))
     try:
         await admin.start()
