@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic, time
 
-import asyncpg
 import structlog
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
@@ -34,7 +33,7 @@ from drm_ingest.pipeline.decode import Decoded, Decoder
 from drm_ingest.pipeline.follow import Followed, OutOfStepError
 from drm_ingest.pipeline.keep import Keeper
 from drm_ingest.postgres.events import Batch, Dead, EventStore, Stored
-from drm_ingest.postgres.pool import open_pool
+from drm_ingest.postgres.pool import PASSING, open_pool
 from drm_ingest.postgres.positions import UNTOUCHED, Fenced, Move, Owner
 from drm_ingest.postgres.rows import EPOCH
 from drm_ingest.schema import Schemas
@@ -46,20 +45,20 @@ RETRY_MAX_S = 5.0
 COMMIT_INTERVAL_S = 1.0
 EPOCH_S = EPOCH.timestamp()
 
-PASSING = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, NotAcknowledged, OutOfStepError)
-"""What passes with time or by a person's hand: the batch is read again."""
+TRY_AGAIN = (*PASSING, NotAcknowledged, OutOfStepError)
+
 
 log = structlog.get_logger(__name__)
 
 
-async def run(settings: Settings, stop: asyncio.Event) -> None:
+async def run(settings: Settings, stop: asyncio.Event, metrics: Metrics | None = None) -> None:
     """Attach until `stop` is set; then finish the batch in hand, commit and leave the group.
 
     Raises:
         KafkaUnreachable, TopicsWrong, BadMigrations: at the start.
         PositionLost: events were deleted unread.
     """
-    metrics = Metrics("attach")
+    metrics = metrics or Metrics("attach")
     schemas = Schemas.load(settings.schemas_dir)
     await topics.check(settings, schemas.families)
     names = Topics.of(settings)
@@ -159,7 +158,7 @@ class Worker:
                     self._fail(f"another worker owns {error}")
                     # If the group has given our share to another, the next heartbeat tells us; only then claim.
                     self._retry_s = self._settings.reader_session_timeout_s / 3
-                except PASSING as error:
+                except TRY_AGAIN as error:
                     self._fail(str(error) or type(error).__name__)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), self._retry_s)
@@ -179,7 +178,7 @@ class Worker:
         try:
             async with self._storing:
                 claimed = await self._store.claim(partitions)
-        except PASSING as error:
+        except TRY_AGAIN as error:
             self._fail(str(error) or type(error).__name__)
             return {}
         self._followed.claim(claimed)
@@ -196,7 +195,7 @@ class Worker:
             # Long enough for the batch in hand; whoever waits for us may end our connection after it.
             async with asyncio.timeout(self._settings.postgres_lock_timeout_s), self._storing:
                 await self._store.give_up(partitions)
-        except PASSING as error:
+        except TRY_AGAIN as error:
             log.warning("partitions left, not given up", reason=str(error) or type(error).__name__)
         else:
             log.info("partitions given up", partitions=len(partitions))

@@ -5,19 +5,16 @@ import contextlib
 from datetime import UTC, datetime
 from time import monotonic
 
-import asyncpg
 import structlog
 
 from drm_ingest.postgres.migrate import pending
 from drm_ingest.postgres.partitions import keep
-from drm_ingest.postgres.pool import Pool
+from drm_ingest.postgres.pool import PASSING, Pool
 from drm_ingest.settings import Settings
 
 PREPARE_INTERVAL_S = 0.5
 PROBE_INTERVAL_S = 2.0
 KEEP_RETRY_S = 60.0
-
-PASSING = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 log = structlog.get_logger(__name__)
 

@@ -13,6 +13,12 @@ from asyncpg.pool import PoolAcquireContext
 
 from drm_ingest.settings import Settings
 
+PASSING = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+"""What passes with time or by a person's hand: no connection, no lock, no space, no such table. Try again, and say so.
+
+(asyncpg raises InternalClientError from a pooled connection whose server died at the wrong moment.)
+"""
+
 APPLICATION_NAME_CHARACTERS_MAX = 63  # Postgres cuts the rest off (NAMEDATALEN)
 
 

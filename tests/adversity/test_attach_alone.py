@@ -1,0 +1,319 @@
+"""The bad days of attach: whatever dies or hangs, and at whichever point, each event is stored exactly once."""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from aiokafka import ConsumerRecord, TopicPartition
+from pydantic import SecretStr
+from tests.attaching import NOON, Bench, bench, event
+
+from drm_ingest.errors import EventCode
+from drm_ingest.pipeline.decode import Decoder
+from drm_ingest.postgres.events import Batch, Dead, EventStore
+from drm_ingest.postgres.positions import UNTOUCHED, Fenced, Move, Owner
+from drm_ingest.settings import Settings
+from drm_ingest.up.postgres import Postgres
+
+EXACT = """
+select (select count(*) from event) = $1 and (select count(distinct id) from event) = $1
+    and (select count(*) from event_identity) = $1 and (select sum(events) from subject_day) = $1
+"""
+
+
+@pytest.fixture
+async def attached(settings: Settings) -> AsyncIterator[Bench]:
+    async with bench(settings) as made:
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def process(environment: dict[str, str], log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`drm-ingest attach`, as an operator starts it."""
+    with log.open("ab") as output:
+        started = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "drm_ingest", "attach", env=environment, stdout=output, stderr=output
+        )
+        try:
+            yield started
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                started.kill()
+            await started.wait()
+
+
+async def some(bench: Bench, count: int, subjects: int = 40) -> None:
+    await bench.put(*(event(f"e-{number}", f"meter-{number % subjects}") for number in range(count)))
+
+
+# -- the worker dies --
+
+
+async def test_killed_between_the_rows_and_the_commit_it_leaves_nothing_and_its_successor_stores_each_once(
+    attached: Bench, environment: dict[str, str], tmp_path: Path
+) -> None:
+    await some(attached, 100, subjects=1)
+    blocker = await asyncpg.connect(attached.settings.postgres_dsn.get_secret_value())
+    async with process(environment, tmp_path / "log") as first:
+        await blocker.execute("begin; lock table subject_day in access exclusive mode")
+        # Its rows are in, its day counts wait for us: it is in the middle of its transaction.
+        await attached.until(
+            "select exists (select from pg_locks l join pg_stat_activity a using (pid) where not l.granted "
+            "and l.relation = 'subject_day'::regclass and a.application_name like 'drm attach%')"
+        )
+        first.kill()
+        await first.wait()
+    await blocker.execute("commit")
+    await blocker.close()
+    await attached.until(
+        "select not exists (select from pg_stat_activity where application_name like 'drm attach%' "
+        "and datname = current_database())"
+    )
+    assert await attached.value("select count(*) from event") == 0
+    async with process(environment, tmp_path / "log"):
+        await attached.until(EXACT, 100)
+
+
+async def test_killed_again_and_again_under_load_it_stores_each_once(
+    attached: Bench, environment: dict[str, str], tmp_path: Path
+) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+    putting = asyncio.create_task(some(attached, 30_000))
+    environment["DRM_ATTACH_BATCH_RECORDS_MAX"] = "200"
+    for _ in range(4):
+        async with process(environment, tmp_path / "log"):
+            before = await attached.value("select count(*) from event")
+            await attached.until("select count(*) > $1 from event", before)
+            await asyncio.sleep(draw.uniform(0, 0.3))
+    await putting
+    async with process(environment, tmp_path / "log"):
+        await attached.until(EXACT, 30_000)
+
+
+async def test_told_to_stop_under_load_it_finishes_its_batch_and_exits_with_0(
+    attached: Bench, environment: dict[str, str], tmp_path: Path
+) -> None:
+    await some(attached, 20_000)
+    environment["DRM_ATTACH_BATCH_RECORDS_MAX"] = "200"
+    async with process(environment, tmp_path / "log") as first:
+        await attached.until("select count(*) > 0 from event")
+        first.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(first.wait(), 15) == 0, (tmp_path / "log").read_text()
+    stored = await attached.value("select count(*) from event")
+    assert 0 < stored < 20_000
+    assert (
+        await attached.value("select sum(next_offset) filter (where next_offset > 0) from consumer_position") == stored
+    )
+    assert await attached.value("select count(*) from consumer_position where holder <> ''") == 0
+    async with process(environment, tmp_path / "log"):
+        await attached.until(EXACT, 20_000)
+
+
+# -- Postgres dies --
+
+
+async def test_when_its_backend_is_ended_under_load_it_reads_on_from_the_position(attached: Bench) -> None:
+    await some(attached, 20_000)
+    ended = 0
+    async with attached.attaching(attach_batch_records_max=100) as worker:
+        while await attached.value("select count(*) < 20000 from event") and ended < 5:
+            await asyncio.sleep(0.2)
+            ended += await attached.value(
+                "select count(*) filter (where pg_terminate_backend(pid)) from pg_stat_activity "
+                "where application_name like 'drm attach%' and datname = current_database()"
+            )
+        await attached.until(EXACT, 20_000)
+        await attached.until("select pg_sleep(0.1) is not null")
+        assert ended > 0
+        assert worker.outcomes()["retried"] > 0
+        assert worker.outcomes()["attached"] == 20_000
+        assert worker.sample("drm_events_received_total") == sum(worker.outcomes().values())
+        assert worker.sample("drm_events_in_flight") == 0
+
+
+async def test_while_postgres_is_gone_it_is_not_ready_and_when_it_is_back_nothing_is_missing(
+    settings: Settings, private_postgres: Callable[[], Postgres]
+) -> None:
+    server = private_postgres()
+    async with bench(settings.model_copy(update={"postgres_dsn": SecretStr(server.dsn)})) as attached:
+        await attached.put(event("before"))
+        async with attached.attaching() as worker:
+            await worker.until_ready()
+            await attached.until("select count(*) = 1 from event")
+            await attached.connection.close()
+            await asyncio.to_thread(server.kill)
+            await attached.put(*(event(f"e-{number}") for number in range(500)))
+            assert await worker.until_ready(False)
+            await asyncio.to_thread(server.start)
+            attached.connection = await asyncpg.connect(server.dsn)
+            await attached.until(EXACT, 501)
+            await worker.until_ready()
+            assert worker.sample("drm_events_received_total") == sum(worker.outcomes().values())
+
+
+async def test_a_postgres_restored_from_an_older_copy_reads_on_from_where_it_was(attached: Bench) -> None:
+    dsn = attached.settings.postgres_dsn.get_secret_value()
+    server, _, name = dsn.rpartition("/")
+    copy = f"restored_{uuid4().hex[:12]}"
+    await some(attached, 300)
+    async with attached.attaching():
+        await attached.until(EXACT, 300)
+    await attached.connection.close()
+    admin = await asyncpg.connect(server + "/postgres")
+    try:
+        await admin.execute(f"create database {copy} template {name}")
+        attached.connection = await asyncpg.connect(dsn)
+        await attached.put(*(event(f"later-{number}") for number in range(200)))
+        async with attached.attaching():
+            await attached.until(EXACT, 500)
+        await attached.connection.close()
+        # Kafka's own offset is past them all by now.
+        attached.connection = await asyncpg.connect(f"{server}/{copy}")
+        assert await attached.value("select count(*) from event") == 300
+        async with attached.attaching(postgres_dsn=SecretStr(f"{server}/{copy}")) as worker:
+            await attached.until(EXACT, 500)
+            assert worker.outcomes() == {"attached": 200}
+    finally:
+        await attached.connection.close()
+        await admin.execute(f"drop database {copy} with (force)")
+        await admin.close()
+        attached.connection = await asyncpg.connect(dsn)
+
+
+async def test_a_lock_that_does_not_come_free_delays_and_loses_nothing(attached: Bench) -> None:
+    blocker = await asyncpg.connect(attached.settings.postgres_dsn.get_secret_value())
+    await blocker.execute("begin; lock table event_identity in share mode")
+    await some(attached, 50)
+    async with attached.attaching(postgres_lock_timeout_s=0.2) as worker:
+        await worker.until(lambda: worker.outcomes().get("retried", 0) > 0)
+        assert "lock timeout" in await worker.until_ready(False)
+        await blocker.execute("commit")
+        await attached.until(EXACT, 50)
+        await worker.until_ready()
+    await blocker.close()
+
+
+async def test_a_table_that_is_missing_sends_nothing_to_the_dead_letters(attached: Bench) -> None:
+    await attached.connection.execute("alter table device rename to hidden")
+    await some(attached, 50)
+    async with attached.attaching() as worker:
+        await worker.until(lambda: worker.outcomes().get("retried", 0) > 0)
+        await attached.connection.execute("alter table hidden rename to device")
+        await attached.until(EXACT, 50)
+        assert "dead_letter" not in worker.outcomes()
+
+
+# -- two workers --
+
+
+async def test_two_workers_share_the_partitions_and_the_one_that_stays_takes_them_all_back(attached: Bench) -> None:
+    async with attached.attaching(attach_port=0) as first:
+        await some(attached, 3000)
+        await attached.until(EXACT, 3000)
+        async with attached.attaching(attach_port=0):
+            await attached.until("select count(distinct holder) = 2 from consumer_position")
+            await attached.put(*(event(f"both-{number}", f"meter-{number % 40}") for number in range(3000)))
+            await attached.until(EXACT, 6000)
+            assert first.outcomes()["attached"] < 6000, "the second had its share"
+        await attached.put(*(event(f"one-{number}", f"meter-{number % 40}") for number in range(3000)))
+        await attached.until(EXACT, 9000)
+        assert first.sample("drm_fenced_total") == 0
+
+
+async def test_a_zombie_stuck_in_its_transaction_is_ended_by_its_successor_and_can_store_nothing_more(
+    attached: Bench,
+) -> None:
+    await attached.put(event("e-1"), event("e-2"), partition=0)
+    topic = attached.topics.events("measurement")
+    partition = TopicPartition(topic, 0)
+    stuck, go_on = asyncio.Event(), asyncio.Event()
+
+    async def bury(_: object) -> None:
+        stuck.set()
+        await go_on.wait()
+
+    def record(offset: int, value: bytes) -> "ConsumerRecord[bytes, bytes]":
+        return ConsumerRecord(topic, 0, offset, 0, 0, b"meter-1", value, None, 0, 0, ())
+
+    rows = [Decoder().row(record(0, event("e-1"))), Decoder().row(record(1, event("e-2")))]
+    dead = [Dead(record(2, b""), EventCode.UNREADABLE, "")]
+    owner = Owner(f"{attached.settings.topic_prefix}.attach", f"drm attach zombie {uuid4().hex[:8]}")
+    batch = Batch({partition: Move(UNTOUCHED, 2)}, rows, dead)
+    async with EventStore(attached.settings, owner, bury) as zombie:
+        assert await zombie.claim([partition]) == {partition: UNTOUCHED}
+        storing = asyncio.create_task(zombie.store(batch))
+        await stuck.wait()  # it holds the position and both keys, and will not let go
+        async with attached.attaching() as worker:
+            await attached.until(EXACT, 2)
+            go_on.set()
+            with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+                await storing
+            with pytest.raises(Fenced):
+                await zombie.store(batch)
+            assert worker.outcomes() == {"attached": 2}
+            await attached.put(event("e-3"), partition=0)
+            await attached.until(EXACT, 3)
+
+
+async def test_a_worker_whose_position_moved_under_it_rolls_back_and_goes_on_from_the_truth(attached: Bench) -> None:
+    await some(attached, 300)
+    async with attached.attaching() as worker:
+        await attached.until(EXACT, 300)
+        await attached.connection.execute(
+            "update consumer_position set next_offset = next_offset - 10 where next_offset > 50"
+        )
+        await attached.put(*(event(f"later-{number}", f"meter-{number}") for number in range(100)))
+        await attached.until(EXACT, 400)
+        assert worker.sample("drm_fenced_total") >= 1
+        assert worker.outcomes()["attached"] == 400
+        assert worker.outcomes()["duplicate"] == 10 * await attached.value(
+            "select count(*) from consumer_position where next_offset > 50"
+        )
+
+
+async def test_a_worker_that_was_frozen_finds_its_share_taken_and_stores_nothing_of_it(
+    attached: Bench, environment: dict[str, str], tmp_path: Path
+) -> None:
+    environment["DRM_ATTACH_BATCH_RECORDS_MAX"] = "100"
+    async with process(environment, tmp_path / "log") as frozen:
+        await some(attached, 5000)
+        await attached.until("select count(*) > 0 from event")
+        os.kill(frozen.pid, signal.SIGSTOP)
+        async with attached.attaching(attach_port=0):
+            await attached.until(EXACT, 5000)
+            os.kill(frozen.pid, signal.SIGCONT)
+            await attached.until("select count(distinct holder) = 2 from consumer_position")
+            await attached.put(*(event(f"later-{number}", f"meter-{number % 40}") for number in range(1000)))
+            await attached.until(EXACT, 6000)
+
+
+# -- at the start --
+
+
+async def test_without_migrations_it_waits_and_says_what_to_do(
+    settings: Settings, private_postgres: Callable[[], Postgres]
+) -> None:
+    from drm_ingest.postgres.migrate import migrate
+
+    server = private_postgres()
+    admin = await asyncpg.connect(server.dsn)
+    await admin.execute("create database empty")
+    dsn = server.dsn.rpartition("/")[0] + "/empty"
+    async with bench(settings.model_copy(update={"postgres_dsn": SecretStr(dsn)})) as attached:
+        await attached.put(event("e-1", at=NOON))
+        async with attached.attaching() as worker:
+            assert "drm-ingest migrate" in await worker.until_ready(False)
+            await migrate(dsn)
+            await worker.until_ready()
+            await attached.until("select count(*) = 1 from event")
+    await admin.close()
