@@ -81,7 +81,7 @@ class Admit:
         Raises:
             Refusal: the whole request is refused, and no event of it was received.
         """
-        _refuse_readers(credential)
+        refuse_readers(credential)
         media = media_of(content_type, binary=bool(ce_headers))
         if content_encoding:
             body = decompress(content_encoding, body, self._settings)
@@ -95,7 +95,7 @@ class Admit:
         Raises:
             Refusal: there are too many, or the credential may not send.
         """
-        _refuse_readers(credential)
+        refuse_readers(credential)
         refuse_too_many(len(events), self._settings.request_events_max)
         values = [bytes(event).strip(WHITE) for event in events]
         return self._admit(values, b"\n".join(values), credential, receipt)
@@ -138,6 +138,6 @@ class Admit:
         return admitted
 
 
-def _refuse_readers(credential: Credential) -> None:
+def refuse_readers(credential: Credential) -> None:
     if credential.role == "reader":
         raise Refusal("forbidden", "This key may only read; send with the key of a sender.")

@@ -2,8 +2,11 @@
 
 import gc
 import socket
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import structlog
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -31,6 +34,10 @@ from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+
+_FLUSH_S = 1.0
+"""For events that nobody waits for any more; the others were waited for while draining."""
 
 
 async def serve(settings: Settings, bound: socket.socket, siblings: Siblings | None = None) -> None:
@@ -71,9 +78,10 @@ async def serve(settings: Settings, bound: socket.socket, siblings: Siblings | N
     gc.freeze()  # what is there now stays; the collector need not look at it again
     try:
         async with siblings.joined(metrics.registry, server.stop) if siblings else nullcontext():
+            log.info("serving", address=":".join(map(str, bound.getsockname()[:2])))
             await server.serve([bound])
     finally:
-        await writer.stop(settings.produce_deadline_s)
+        await writer.stop(_FLUSH_S)
         await credentials.stop()
         limits.stop()
 
@@ -108,6 +116,7 @@ def build(settings: Settings, take: Take, sessions: Sessions, health_routes: API
         headers = {name.decode(): value.decode() for name, value in answer.headers(content)}
         return Response(content, answer.status, {**(error.headers or {}), **headers})
 
+    app.openapi = partial(_with_security, app.openapi)  # type: ignore[method-assign]
     if origins := settings.edge_cors_origins.replace(",", " ").split():
         app.add_middleware(
             CORSMiddleware,
@@ -117,6 +126,13 @@ def build(settings: Settings, take: Take, sessions: Sessions, health_routes: API
             expose_headers=["retry-after", "x-request-id"],
         )
     return app
+
+
+def _with_security(described: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Add what FastAPI can describe only where it checks the key itself."""
+    document = described()
+    document.setdefault("components", {})["securitySchemes"] = openapi.SECURITY_SCHEMES
+    return document
 
 
 def _show(metrics: Metrics, limits: Limits) -> None:

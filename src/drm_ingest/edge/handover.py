@@ -51,8 +51,7 @@ class HandedOver(HttpToolsProtocol):
             self._head_bytes += len(data)
         super().data_received(data)
         if self._in_head and self._head_bytes > self._settings.request_header_bytes_max:
-            most = self._settings.request_header_bytes_max
-            self._refuse(Refusal("headers_too_large", f"Send at most {most} bytes of headers.", limit=most))
+            self._refuse(self._take.headers_too_large())
 
     def on_headers_complete(self) -> None:
         self._in_head = False

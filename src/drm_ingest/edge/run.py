@@ -1,5 +1,6 @@
 """Run the edge as a process: `drm-ingest edge`."""
 
+import logging
 import resource
 import socket
 import sys
@@ -23,7 +24,7 @@ _FILES_BESIDES_CONNECTIONS = 200  # Kafka, Postgres, the program itself
 
 def run(settings: Settings, workers: int = 1) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code: 0, or 1 where it cannot start."""
-    logs.configure(settings, "edge")
+    _configure_logs(settings)
     try:
         if workers > 1:
             return Workers(settings, workers, run_worker).run()
@@ -37,7 +38,7 @@ def run(settings: Settings, workers: int = 1) -> int:
 
 def run_worker(settings: Settings, folder: Path, worker: int) -> None:
     """Serve as one of several; ends with the parent."""
-    logs.configure(settings, "edge")
+    _configure_logs(settings)
     structlog.contextvars.bind_contextvars(worker=worker)
     try:
         with bind(settings, shared=True) as bound:
@@ -57,6 +58,12 @@ def bind(settings: Settings, *, shared: bool = False) -> socket.socket:
     address = (settings.edge_host, settings.edge_port)
     _allow_connections(settings)
     return socket.create_server(address, family=family, backlog=settings.edge_backlog_connections, reuse_port=shared)
+
+
+def _configure_logs(settings: Settings) -> None:
+    logs.configure(settings, "edge")
+    # uvicorn tells of every WebSocket and every request that is not HTTP; they are counted, and a scanner sends many.
+    logging.getLogger("uvicorn.error").setLevel("ERROR")
 
 
 def _allow_connections(settings: Settings) -> None:

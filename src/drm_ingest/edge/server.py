@@ -46,7 +46,6 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 backlog=settings.edge_backlog_connections,
                 timeout_keep_alive=math.ceil(settings.connection_idle_timeout_s),
-                timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
             )
         )
         self.draining = False
@@ -62,14 +61,17 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more, finish the requests and messages that were read, close."""
         self.draining = True
+        until = asyncio.get_running_loop().time() + self._drain_timeout_s
         for server in self.servers:
             server.close()
         for connection in list(self.server_state.connections):
             if isinstance(connection, Door | HandedOver):
                 connection.shutdown()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._drain_timeout_s):
+            async with asyncio.timeout_at(until):
                 await self._drain_sockets()
+        left_s = until - asyncio.get_running_loop().time()
+        self.config.timeout_graceful_shutdown = max(1, math.floor(left_s))
         await super().shutdown(sockets)
 
     @contextlib.contextmanager

@@ -12,7 +12,7 @@ from time import perf_counter
 import structlog
 from msgspec import Raw
 
-from drm_ingest.edge.admit import Admit
+from drm_ingest.edge.admit import Admit, refuse_readers
 from drm_ingest.edge.answer import Answer
 from drm_ingest.edge.clock import Clock
 from drm_ingest.edge.credentials import Credential, Credentials
@@ -64,13 +64,14 @@ class Take:
         """Decide before a byte of the body is read.
 
         Raises:
-            Refusal: unauthenticated, not_ready, body_too_large, overloaded.
+            Refusal: unauthenticated, forbidden, not_ready, body_too_large, overloaded.
         """
         credential = self.credentials.find(headers.get(b"authorization"))
         if credential is None:
             if not self.credentials.ready:  # a 401 would make a sender give up
                 raise Refusal("not_ready", "Credentials are not loaded yet.", retry_after_s=self.settings.retry_after_s)
             raise self.unauthenticated()
+        refuse_readers(credential)
         length = headers.get(b"content-length")
         if length is not None:
             self.hold(int(length))
@@ -175,6 +176,11 @@ class Take:
         """Return a 413 that names the limit."""
         most = self.settings.request_body_bytes_max
         return Refusal("body_too_large", f"Send at most {most} bytes in one request; split it.", limit=most)
+
+    def headers_too_large(self) -> Refusal:
+        """Return a 431 that names the limit."""
+        most = self.settings.request_header_bytes_max
+        return Refusal("headers_too_large", f"Send at most {most} bytes of headers.", limit=most)
 
     def overloaded(self, why: str) -> Refusal:
         """Return a 503 for what was not kept."""

@@ -124,9 +124,9 @@ class Session:
 
     async def run(self, not_ready: str | None) -> None:
         """Serve until either side closes."""
-        await self._socket.accept(CLOUDEVENTS if self._single else None)
         sender = asyncio.create_task(self._send())
         try:
+            await self._socket.accept(CLOUDEVENTS if self._single else None)
             if not_ready:
                 raise Closing(TRY_LATER, not_ready)
             credential = await self._greet()
@@ -143,7 +143,8 @@ class Session:
         finally:
             self._leaving = True
             sender.cancel()
-            await asyncio.gather(sender, return_exceptions=True)
+            with suppress(asyncio.CancelledError):
+                await sender
 
     def go_away(self) -> None:
         """Take no more messages; close when those that were taken are acknowledged."""

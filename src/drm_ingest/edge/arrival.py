@@ -1,0 +1,87 @@
+"""A request while it arrives at the door: may they send, and this much? Then it is taken."""
+
+from drm_ingest.edge.credentials import Credential
+from drm_ingest.edge.replies import Exchange
+from drm_ingest.edge.request import Request
+from drm_ingest.edge.take import Take
+from drm_ingest.errors import Refusal
+
+
+class Arrival(Request):
+    """The request that is being read, with what was decided about it so far."""
+
+    __slots__ = (
+        "_clock_offset_ms",
+        "_counted_bytes",
+        "_credential",
+        "_take",
+        "expects_continue",
+        "refusal",
+        "request_id",
+    )
+
+    _credential: Credential
+
+    def __init__(self, take: Take) -> None:
+        self._take = take
+        self._counted_bytes = 0
+        super().__init__()
+
+    def begin(self) -> None:
+        """Be ready for the next request."""
+        super().begin()
+        self.refusal: Refusal | None = None
+        """Decided before the end; the rest of the body is read over."""
+        self.request_id = ""
+        self.expects_continue = False
+
+    def close(self) -> None:
+        """Let go of all that is held."""
+        self._release()
+        super().close()
+
+    def enter(self) -> None:
+        """The head is complete: decide by it."""
+        headers, take = self.headers, self._take
+        self.request_id = take.request_id(headers)
+        self._clock_offset_ms = take.clock_offset_ms(headers)
+        self.expects_continue = b"expect" in headers
+        try:
+            self._credential = take.enter(headers)
+        except Refusal as refusal:
+            self._refuse(refusal)
+
+    def wait(self) -> None:
+        """More of the body has to come: decide by what is there, and count it as held."""
+        if self.refusal is None:
+            try:
+                self._take.hold(self.body_bytes, self._counted_bytes)  # of a chunked body nobody stated the length
+            except Refusal as refusal:
+                self._refuse(refusal)
+        if self.framing_bytes > self._take.settings.request_header_bytes_max:
+            self._refuse(Refusal("malformed_request", "Send chunks with content, and short trailers."))
+        if self.refusal is None:
+            self._take.limits.body_bytes += self.body_bytes - self._counted_bytes
+            self._counted_bytes = self.body_bytes
+
+    def finish(self, exchange: Exchange) -> None:
+        """The request is complete: take it; `exchange` gets its answer. Then this is the next request."""
+        take, headers, refusal, request_id = self._take, self.headers, self.refusal, self.request_id
+        body = self.body()
+        self._release()
+        self.begin()
+        if refusal is None and len(body) > take.settings.request_body_bytes_max:
+            refusal = take.body_too_large()
+        if refusal is None:
+            take.body(headers, body, self._credential, self._clock_offset_ms, request_id, exchange.reply)
+        else:
+            exchange.reply(take.refuse(refusal, request_id))
+
+    def _refuse(self, refusal: Refusal) -> None:
+        self.refusal = refusal
+        self.wanted = False
+
+    def _release(self) -> None:
+        if self._counted_bytes:
+            self._take.limits.body_bytes -= self._counted_bytes
+            self._counted_bytes = 0

@@ -1,0 +1,79 @@
+"""The answers of a connection, sent in the order of its requests, whatever the order in which Kafka acknowledges."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from uvicorn.server import ServerState
+
+from drm_ingest.edge.answer import Answer, encode
+from drm_ingest.edge.limits import Limits
+
+_CLOSE = b"connection: close\r\n"
+
+
+class Exchange:
+    """A request that was read, and its answer once there is one."""
+
+    __slots__ = ("_replies", "answer", "header_lines", "keep_alive")
+
+    def __init__(self, replies: "Replies", header_lines: bytes, keep_alive: bool) -> None:
+        self._replies = replies
+        self.header_lines = header_lines
+        self.keep_alive = keep_alive
+        self.answer: Answer | None = None
+
+    def reply(self, answer: Answer) -> None:
+        """Send the answer as soon as those before it are sent; does nothing once the connection is gone."""
+        self.answer = answer
+        self._replies.send()
+
+
+class Replies:
+    """What a connection still owes."""
+
+    __slots__ = ("_limits", "_sent", "_server_state", "_transport", "any_sent", "last", "owed")
+
+    def __init__(
+        self, transport: asyncio.Transport, limits: Limits, server_state: ServerState, sent: Callable[[bool], None]
+    ) -> None:
+        """`sent(closes)` is called after answers went out; `closes`: they said that they were the last."""
+        self._transport = transport
+        self._limits = limits
+        self._server_state = server_state
+        self._sent = sent
+        self.owed: deque[Exchange] = deque()
+        self.last = False
+        """Say with the last answer owed that the connection closes."""
+        self.any_sent = False
+
+    def owe(self, header_lines: bytes, *, keep_alive: bool) -> Exchange:
+        """Note that a request was read; `header_lines` go into its answer, with their line ends."""
+        exchange = Exchange(self, header_lines, keep_alive)
+        self.owed.append(exchange)
+        return exchange
+
+    def send(self) -> None:
+        """Send every answer whose turn it is."""
+        owed = self.owed
+        while owed and (answer := owed[0].answer) is not None:
+            exchange = owed.popleft()
+            closes = not exchange.keep_alive or (self.last and not owed)
+            lines = self._limits.date_line + exchange.header_lines
+            self._transport.write(encode(answer, lines + _CLOSE if closes else lines))
+            self._server_state.total_requests += 1
+            if closes:
+                owed.clear()
+                self._sent(True)
+                return
+        self.any_sent = True
+        self._sent(False)
+
+    def forget(self) -> None:
+        """The connection is gone: owe nothing, and hold it no longer."""
+        self.owed.clear()
+        self._sent = _to_nobody
+
+
+def _to_nobody(closes: bool) -> None:
+    """Do nothing."""
