@@ -12,7 +12,8 @@ def batch_of(*deliveries: Delivery) -> Batch:
     for delivery in deliveries:
         batch.append(batch.records, batch.timestamp_ms, b"key", b"value", [])
         batch.records += 1
-        batch.belongs_to(delivery)
+        batch.begin(delivery)
+        delivery.pending += 1
     return batch
 
 

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 
 import structlog
 from aiokafka.cluster import ClusterMetadata
-from aiokafka.conn import AIOKafkaConnection, collect_hosts, create_conn
+from aiokafka.conn import collect_hosts
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import TopicPartition
 
 from drm_ingest.kafka.connection import KafkaUnreachable, security
+from drm_ingest.kafka.produce import BrokerConnection
 from drm_ingest.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -38,7 +39,7 @@ class Cluster:
         self._on_change = on_change
         self._topics: set[str] = set()
         self._metadata = ClusterMetadata()
-        self._connection: AIOKafkaConnection | None = None
+        self._connection: BrokerConnection | None = None
         self._wanted = asyncio.Event()
         self._error: BaseException | None = None
 
@@ -81,7 +82,7 @@ class Cluster:
         node: int | None = self._metadata.leader_for_partition(TopicPartition(topic, partition))
         return None if node == -1 else node
 
-    async def connect(self, node: int) -> AIOKafkaConnection:
+    async def connect(self, node: int) -> BrokerConnection:
         """Return a new connection to a broker.
 
         Raises:
@@ -97,9 +98,11 @@ class Cluster:
         if self._connection is not None:
             await self._connection.close()
 
-    async def _open(self, host: str, port: int, timeout_s: float) -> AIOKafkaConnection:
+    async def _open(self, host: str, port: int, timeout_s: float) -> BrokerConnection:
+        opened = BrokerConnection(host, port, request_timeout_ms=round(timeout_s * 1000), **self._security)
         async with asyncio.timeout(timeout_s):  # aiokafka's own counts anew for each step of connecting
-            return await create_conn(host, port, request_timeout_ms=round(timeout_s * 1000), **self._security)
+            await opened.connect()
+        return opened
 
     async def _refresh(self) -> bool:
         request = MetadataRequest(sorted(self._topics), allow_auto_topic_creation=False)

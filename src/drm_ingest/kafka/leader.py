@@ -5,18 +5,16 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 
 import structlog
-from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaError, for_code
-from aiokafka.protocol.produce import ProduceRequest
 
 from drm_ingest.kafka.batch import Batch, Lane
 from drm_ingest.kafka.cluster import Cluster
+from drm_ingest.kafka.produce import BrokerConnection
 from drm_ingest.metrics import Metrics
 from drm_ingest.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-ACKS_ALL = -1
 ROUND_BYTES_MAX = 16 * 1024 * 1024
 RETRY_PAUSE_S = 0.1  # a partition or a broker that failed is left alone for that long,
 RETRY_PAUSE_MAX_S = 1.0  # a broker that fails again and again up to that
@@ -34,7 +32,8 @@ class Leader:
 
     Its own produce requests rather than aiokafka's producer: that one waits with everything of a broker while one of
     its partitions is retried, stops looking at new batches while any partition has no leader, and asks for metadata in
-    a tight loop meanwhile.
+    a tight loop meanwhile. It also costs less: 1.2 µs an event of 400 bytes in batches of a hundred and 3.6 µs in
+    single ones, record encoding and sending included, where `send_batch` takes 2.0 and 5.4 (produce.py tells why).
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class Leader:
         self._on_done = on_done
         self._on_free = on_free
         self._work = asyncio.Event()
-        self._connection: AIOKafkaConnection | None = None
+        self._connection: BrokerConnection | None = None
         self._acknowledges = True
         self._failures = 0  # in a row, to reach it at all
         self._failed_at = 0.0
@@ -82,6 +81,8 @@ class Leader:
                     continue
             except Exception:
                 log.exception("a round failed in a way nobody foresaw", broker=self.node)
+                if self._connection is not None:
+                    self._connection.close()
             self._failures += 1
             self._cluster.refresh_soon()
             await asyncio.sleep(min(RETRY_PAUSE_S * 2 ** (self._failures - 1), RETRY_PAUSE_MAX_S))
@@ -128,14 +129,13 @@ class Leader:
                 break
         return round_
 
-    async def _exchange(self, connection: AIOKafkaConnection, round_: Round) -> bool:
+    async def _exchange(self, connection: BrokerConnection, round_: Round) -> bool:
         topics: dict[str, list[tuple[int, bytes]]] = {}
         for lane, batch in round_.values():
             topics.setdefault(lane.topic, []).append((lane.partition, batch.wire()))
-        request = ProduceRequest(None, ACKS_ALL, self._timeout_ms, list(topics.items()))
         sent, sent_at = len(round_), monotonic()
         try:
-            answer = await connection.send(request)
+            answer = await connection.produce(topics, self._timeout_ms)
         except (OSError, KafkaError) as error:
             # A late answer would be taken for the next request's: start afresh.
             connection.close()
@@ -143,23 +143,22 @@ class Leader:
             return False
         self._metrics.produce_seconds.observe(monotonic() - sent_at)
         refused: BaseException | None = None
-        for topic, partitions in answer.topics:
-            for partition, code, *_ in partitions:
-                lane, batch = round_[topic, partition]
-                if code:
-                    refused = lane.error = for_code(code)(f"{topic}/{partition}, code {code}")
-                    self._metrics.produce_failures.labels(type(refused).__name__).inc()
-                    if code not in PERMANENT:
-                        self._cluster.refresh_soon()
-                        continue
-                    log.error("Kafka refuses a batch for good", topic=topic, partition=partition, error=repr(refused))
-                else:
-                    self._acknowledges = True
-                    self._metrics.batch_events.observe(batch.records)
-                    lane.error = None
-                del round_[topic, partition]
-                lane.in_flight = None
-                self._on_done(lane, batch, lane.error)
+        for topic, partition, code in answer:
+            lane, batch = round_[topic, partition]
+            if code:
+                refused = lane.error = for_code(code)(f"{topic}/{partition}, code {code}")
+                self._metrics.produce_failures.labels(type(refused).__name__).inc()
+                if code not in PERMANENT:
+                    self._cluster.refresh_soon()
+                    continue
+                log.error("Kafka refuses a batch for good", topic=topic, partition=partition, error=repr(refused))
+            else:
+                self._acknowledges = True
+                self._metrics.batch_events.observe(batch.records)
+                lane.error = None
+            del round_[topic, partition]
+            lane.in_flight = None
+            self._on_done(lane, batch, lane.error)
         if refused is not None and len(round_) == sent:
             self._fails(refused)
         return True

@@ -135,10 +135,15 @@ class Writer:
             lane.open = batch
             lane.waiting.append(batch)
             self._route(lane)
+        size = record.size
         batch.records += 1
-        batch.bytes += record.size
-        self.buffered_bytes += record.size
-        batch.belongs_to(delivery)
+        batch.bytes += size
+        self.buffered_bytes += size
+        delivery.pending += 1
+        if batch.newest is delivery:
+            batch.counts[-1] += 1
+        else:
+            batch.begin(delivery)
 
     def partition_for(self, topic: str, key: bytes) -> int:
         """Return the partition that Java clients choose for this key (murmur2).
