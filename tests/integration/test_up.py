@@ -20,6 +20,8 @@ import pytest
 from drm_ingest.up.kafka import Kafka
 from drm_ingest.up.ports import is_free
 
+pytestmark = pytest.mark.timeout(500)  # most of it is starting six processes, some of it twice
+
 PROCESSES = {"edge", "enrich", "attach", "serve"}
 READY_S = 150  # on a busy machine, with Kafka fetched already
 STOP_S = 15  # the promise
@@ -180,6 +182,27 @@ async def test_the_command_it_prints_sends_an_event(up: Running) -> None:
     done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=True)  # noqa: ASYNC221
     assert json.loads(done.stdout)["accepted"] == 1
     assert await _stored(up.ready["postgres_dsn"], "meter-7")
+
+
+def test_the_tail_command_finds_the_running_up_and_shows_an_event(up: Running, tmp_path: Path) -> None:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("DRM_")}
+    own["DRM_DATA_DIR"] = str(up.folder / "data")
+    shown = tmp_path / "shown"
+    with shown.open("w") as output:
+        tail = subprocess.Popen(
+            [sys.executable, "-m", "drm_ingest", "tail", "device.measurement"], env=own, stdout=output
+        )
+    try:
+        number = 0
+        while "tail-" not in shown.read_text():  # it shows what comes after its start, whenever that is
+            assert tail.poll() is None
+            up.send(f"tail-{number}", 1)
+            number += 1
+            assert number < 300
+            time.sleep(0.2)
+    finally:
+        tail.kill()
+        tail.wait()
 
 
 def test_a_second_up_on_the_same_folder_is_refused(up: Running) -> None:
