@@ -110,7 +110,7 @@ class Settings(BaseSettings):
     # -- the pipeline -------------------------------------------------------------------------------------------
     enrich_remembered_events_max: Count = Field(200_000, description="identities kept to suppress retries")
     enrich_user_agents_max: Count = Field(4096, description="user agents whose meaning is kept in memory")
-    enrich_pace_s: Seconds = Field(0.005, description="batches begin no closer than this: larger ones cost less")
+    enrich_pace_s: Seconds = Field(0.01, description="batches begin no closer than this: larger ones cost less")
     enrich_commit_interval_s: Seconds = Field(0.2, description="what a crash repeats, at most")
     directory_devices_max: Count = Field(200_000, description="devices whose context is kept in memory")
     directory_relations_max: Count = Field(100, description="of one device; of more, those that ended last are kept")

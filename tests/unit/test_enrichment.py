@@ -10,7 +10,8 @@ import hypothesis.strategies as st
 import msgspec
 import pytest
 from aiokafka import ConsumerRecord
-from hypothesis import given
+from hypothesis import given, settings
+from structlog.testing import capture_logs
 
 from drm_ingest.event import Assigned, Enrichment, Envelope, Receipt, content_hash, identity_source
 from drm_ingest.kafka.dead_letters import reason_of
@@ -18,7 +19,7 @@ from drm_ingest.kafka.writer import Delivery, Headers, RecordTooLarge, Writer, W
 from drm_ingest.metrics import Metrics
 from drm_ingest.pipeline.context import Context
 from drm_ingest.pipeline.remembered import Remembered
-from drm_ingest.pipeline.steps import Done, Steps
+from drm_ingest.pipeline.steps import DEFECTS_MAX, Done, Steps
 from drm_ingest.pipeline.user_agent import UserAgents
 from drm_ingest.postgres.directory import Row
 from drm_ingest.schema import Schemas
@@ -41,7 +42,7 @@ class Collected(Writer):
     def append(
         self, topic: str, partition: int, key: bytes, value: bytes, headers: Headers, delivery: Delivery
     ) -> None:
-        if len(key) + len(value) + sum(len(name) + len(text) for name, text in headers) > self.record_bytes_max:
+        if len(key) + len(value) + sum(len(name) + len(text or b"") for name, text in headers) > self.record_bytes_max:
             raise RecordTooLarge
         if not self.room:
             raise WriterFull
@@ -323,6 +324,23 @@ def test_it_takes_no_more_than_it_is_allowed_at_a_time_but_always_one(bench: Ben
     assert bench.enrich(records, bytes_max=1).records == 1
 
 
+def test_a_defect_that_one_event_meets_buries_only_that_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = Context("m1", (), 1, 1.0)
+    monkeypatch.setattr(Context, "at", lambda self, _: b"" if self is not context else 1 / 0)
+    bench.contexts[b"m1"] = context
+    with capture_logs() as logs:
+        done = bench.enrich([record(PLAIN), record(PLAIN | {"subject": "m2"}, key=b"m2")])
+    assert (done.records, done.enriched, done.dead_letters) == (2, 1, 1)
+    assert [(entry["event"], entry["offset"]) for entry in logs] == [("a defect", 5)]
+
+
+def test_a_defect_that_every_event_meets_ends_the_process(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Context, "at", lambda *_: 1 / 0)
+    with capture_logs(), pytest.raises(ZeroDivisionError):
+        bench.enrich([record(PLAIN | {"id": str(n)}) for n in range(1000)])
+    assert len(bench.writer.records) == DEFECTS_MAX
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30)
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
@@ -391,3 +409,38 @@ def test_the_hash_of_the_content_passes_through() -> None:
         ]
         == digest.hex()
     )
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_whatever_is_in_the_topic_becomes_an_event_or_a_dead_letter(data: st.DataObject) -> None:
+    """No defect is met: pieces of a good record are replaced, cut or overwritten."""
+
+    def spoilt(good: bytes) -> bytes | None:
+        kind = data.draw(st.sampled_from(["kept", "kept", "cut", "overwritten", "inserted", "anything", "null"]))
+        if kind == "anything":
+            return data.draw(st.binary(max_size=50))
+        place = data.draw(st.integers(0, len(good)))
+        piece = data.draw(
+            st.sampled_from([b"\\u0000", b"\\ud800", b"\xff", b"\0", b"null", b"[", b"}", b'"', b"1e999", b"-"])
+        )
+        return {
+            "kept": good,
+            "cut": good[:place],
+            "overwritten": good[:place] + piece + good[place + len(piece) :],
+            "inserted": good[:place] + piece + good[place:],
+            "null": None,
+        }[kind]
+
+    good = record(PLAIN | {"source": "s"}, assigned=Assigned(id="a"))
+    headers = tuple((name, spoilt(value)) for name, value in good.headers)
+    headers = headers[: data.draw(st.integers(0, 3))]
+    spoilt_record = ConsumerRecord("t", 2, 5, 0, 1, spoilt(b"m1"), spoilt(good.value or b""), None, 0, 0, headers)
+    bench = Bench()
+    done = bench.enrich([spoilt_record])
+    assert (done.records, done.enriched + done.dead_letters) == (1, 1)
+    _, _, _, value, written = bench.writer.records[0]
+    if done.enriched:
+        assert json.loads(value)["ingressposition"] == "2:5"
+    else:
+        assert "could not cope" not in dict(written)["dead-letter-detail"].decode(), written

@@ -20,6 +20,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
 from drm_ingest import health
+from drm_ingest.errors import EventCode
 from drm_ingest.kafka import topics
 from drm_ingest.kafka.reader import Reader
 from drm_ingest.kafka.topics import Topics
@@ -34,6 +35,7 @@ from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 
 GROUP = "enrich"
+OUTCOMES = (Outcome.ENRICHED, Outcome.DUPLICATE, Outcome.DEAD_LETTER, Outcome.RETRIED)
 RETRY_S = 0.1
 RETRY_MAX_S = 2.0
 
@@ -90,6 +92,7 @@ class Worker:
         self._steps = steps
         self._lanes: dict[TopicPartition, Lane] = {}
         self._rebalances = 0
+        self._outcomes = {outcome: metrics.outcomes.labels(outcome.value) for outcome in OUTCOMES}
         self._stopping = False
         self._committing = asyncio.Lock()
         self._reader = Reader(
@@ -187,14 +190,13 @@ class Worker:
         metrics = self._metrics
         metrics.in_flight.dec(done.records)
         if not acknowledged:
-            metrics.outcomes.labels(Outcome.RETRIED).inc(done.records)
+            self._outcomes[Outcome.RETRIED].inc(done.records)
             return
-        metrics.outcomes.labels(Outcome.ENRICHED).inc(done.enriched)
-        if done.duplicates:
-            metrics.outcomes.labels(Outcome.DUPLICATE).inc(done.duplicates)
+        self._outcomes[Outcome.ENRICHED].inc(done.enriched)
+        self._outcomes[Outcome.DUPLICATE].inc(done.duplicates)
+        self._outcomes[Outcome.DEAD_LETTER].inc(done.dead_letters)
         if done.dead_letters:
-            metrics.outcomes.labels(Outcome.DEAD_LETTER).inc(done.dead_letters)
-            metrics.codes.labels("unreadable").inc(done.dead_letters)
+            metrics.codes.labels(EventCode.UNREADABLE.value).inc(done.dead_letters)
         if done.received_at is not None:  # the first of the batch waited longest
             metrics.freshness_seconds.observe((datetime.now(UTC) - done.received_at).total_seconds())
 

@@ -62,7 +62,8 @@ class IngressReader:
         self._decode = msgspec.json.Decoder(Sent).decode
         self._decode_receipt = msgspec.json.Decoder(Receipt).decode
         self._decode_assigned = msgspec.json.Decoder(Assigned).decode
-        self._last: tuple[bytes, Received] | None = None
+        self._receipt = b""  # the latest
+        self._received: Received
 
     def read(self, record: ConsumerRecord) -> tuple[Sent, Received, Assigned, bytes]:
         """Return the event's attributes, its receipt, what was assigned, and the hash of its content.
@@ -72,19 +73,14 @@ class IngressReader:
         """
         headers = dict(record.headers)
         receipt, content_hash = headers.get(HEADER_RECEIPT), headers.get(HEADER_CONTENT_HASH)
-        if receipt is None or content_hash is None or len(content_hash) != 16:
+        if not receipt or content_hash is None or len(content_hash) != 16:
             raise Unreadable(
                 "the record has no receipt or no content-hash header: only the edge writes to the ingress topic"
             )
         # All events of a request carry the same receipt, and follow one another.
-        received = self._last[1] if self._last is not None and self._last[0] == receipt else self._receipt(receipt)
-        assigned = headers.get(HEADER_ASSIGNED)
-        return (
-            self._event(record.value),
-            received,
-            _NOTHING_ASSIGNED if assigned is None else self._assigned(assigned),
-            content_hash,
-        )
+        received = self._received if receipt == self._receipt else self._read_receipt(receipt)
+        assigned = self._read_assigned(headers[HEADER_ASSIGNED]) if HEADER_ASSIGNED in headers else _NOTHING_ASSIGNED
+        return self._event(record.value), received, assigned, content_hash
 
     def _event(self, value: bytes | None) -> Sent:
         if not value:
@@ -100,7 +96,7 @@ class IngressReader:
             raise Unreadable(f"not an event: {error}") from None
         return sent
 
-    def _receipt(self, header: bytes) -> Received:
+    def _read_receipt(self, header: bytes) -> Received:
         try:
             receipt = self._decode_receipt(header)
             offset = timedelta(milliseconds=receipt.clock_offset_ms) if receipt.clock_offset_ms else _NO_OFFSET
@@ -109,12 +105,11 @@ class IngressReader:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
             raise Unreadable(f"its receipt header cannot be read: {error}") from None
         attributes = fragment(receivedat=receipt.received_at, sender=receipt.sender, requestid=receipt.request_id)
-        received = Received(receipt, offset, attributes)
-        self._last = header, received
-        return received
+        self._receipt, self._received = header, Received(receipt, offset, attributes)
+        return self._received
 
-    def _assigned(self, header: bytes) -> Assigned:
+    def _read_assigned(self, header: bytes | None) -> Assigned:
         try:
-            return self._decode_assigned(header)
+            return self._decode_assigned(header or b"")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Unreadable(f"its assigned header cannot be read: {error}") from None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import msgspec
+import structlog
 from aiokafka import ConsumerRecord
 from msgspec import UNSET
 
@@ -30,8 +31,11 @@ STAGE = "enrich"
 APP_TYPES = "app."
 APP_FAMILY = "interaction"
 DEAD_KEY_BYTES_MAX = 4096
+DEFECTS_MAX = 10
 SPECVERSION = fragment(specversion="1.0")
 HEADERS = [("content-type", CONTENT_TYPE_EVENT)]  # one list for all: the writer takes lists as they are
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -67,6 +71,7 @@ class Steps:
         self._dead_letter_bytes_max = settings.writer_batch_bytes_max // 2
         self._user_agents = user_agents
         self._future_max = timedelta(seconds=settings.event_future_max_s)
+        self._defects = 0  # in a row
         self._json = msgspec.json.Encoder().encode
         self._qualities = {quality: quality.value.encode() for quality in TimeQuality}
         self._routes = {
@@ -103,6 +108,18 @@ class Steps:
                     break
             except WriterFull:
                 break
+            except Exception as error:
+                # A defect of ours that one event in a million meets must not hold up its partition for ever. One that
+                # every event meets must not bury them all: after a few in a row the process ends, and says why.
+                self._defects += 1
+                if self._defects > DEFECTS_MAX:
+                    raise
+                log.exception("a defect", partition=record.partition, offset=record.offset)
+                letter = DeadLetter(record, STAGE, EventCode.UNREADABLE, f"enrich could not cope with it: {error!r}")
+                if not self._bury(letter, delivery, done):
+                    break
+            else:
+                self._defects = 0
             done.records += 1
             if done.appended_bytes >= bytes_max:
                 break
