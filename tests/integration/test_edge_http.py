@@ -233,6 +233,13 @@ async def test_a_connection_that_asked_for_something_else_still_posts(edge: Edge
     assert await edge.stored(event["subject"]) == [event["subject"]]
 
 
+async def test_nonsense_after_another_request_does_not_overtake_its_answer(edge: Edge) -> None:
+    async with edge.connect() as wire:
+        await wire.send("GET /health/live HTTP/1.1\r\nHost: edge\r\n\r\nnonsense\r\n\r\n")
+        assert (await wire.reply()).json() == {"status": "live"}
+        await wire.closed()
+
+
 async def test_a_request_that_arrives_byte_by_byte_is_understood(edge: Edge) -> None:
     async with edge.connect() as wire:
         for byte in request(an_event()):

@@ -1,15 +1,19 @@
 """Connections that the door handed over: uvicorn's own protocol, with the deadlines and limits that it lacks."""
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
 from drm_ingest.edge.answer import encode
 from drm_ingest.edge.take import Take
 from drm_ingest.errors import Refusal
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 
 class HandedOver(HttpToolsProtocol):
@@ -30,6 +34,7 @@ class HandedOver(HttpToolsProtocol):
         """When the request being read began; None between requests."""
         self._in_head = True
         self._head_bytes = 0
+        self._answering: RequestResponseCycle | None = None
 
     def sweep(self, now: float) -> None:
         """Hold the deadlines of a request; uvicorn keeps the one between requests."""
@@ -64,12 +69,46 @@ class HandedOver(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(Refusal("malformed_request", "Send valid HTTP/1.1."))
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell every request: uvicorn tells the last one only, and the others would write to a closed transport."""
+        if self._answering is not None:
+            self._answering.disconnected = True
+        self.pipeline.clear()
+        super().connection_lost(exc)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: "ASGI3Application") -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def handle_websocket_upgrade(self) -> None:
+        if self._answering is not None and not self._answering.response_complete:
+            self._refuse(Refusal("malformed_request", "Wait for the last answer before you ask for a WebSocket."))
+        else:
+            super().handle_websocket_upgrade()
+
     def _refuse(self, refusal: Refusal) -> None:
         """Answer for the server where no application can, and close."""
         self._since = None
+        cycle = self._answering
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
-            answer = self._take.refuse(refusal, self._take.request_id({}))
-            self.transport.write(encode(answer, self._limits.date_line + b"connection: close\r\n"))
+        if cycle is not None and not cycle.response_complete:
+            if cycle.response_started or not (cycle is self.cycle and cycle.more_body):
+                cycle.keep_alive = False  # an earlier request is being answered: that is the last answer
+                self.pipeline.clear()
+                return
+            cycle.disconnected = True
+            cycle.message_event.set()
+        answer = self._take.refuse(refusal, self._take.request_id({}))
+        self.transport.write(encode(answer, self._limits.date_line + b"connection: close\r\n"))
         self.transport.close()
+
+
+class Socket(WebSocketsSansIOProtocol):
+    """A WebSocket; uvicorn's own asserts that nobody sends nonsense before the handshake is answered."""
+
+    def handle_parser_exception(self) -> None:
+        if self.conn.close_sent is None:
+            self.transport.abort()
+        else:
+            super().handle_parser_exception()

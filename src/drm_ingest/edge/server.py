@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from drm_ingest.edge.door import Door
-from drm_ingest.edge.handover import HandedOver
+from drm_ingest.edge.handover import HandedOver, Socket
 from drm_ingest.edge.take import Take
 from drm_ingest.settings import Settings
 
@@ -33,7 +33,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 cast("ASGIApplication", app),
                 http=door,
-                ws="websockets-sansio",
+                ws=Socket,
                 ws_max_size=settings.websocket_message_bytes_max,
                 ws_max_queue=1,
                 ws_ping_interval=settings.websocket_ping_interval_s,
