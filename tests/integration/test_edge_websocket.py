@@ -303,3 +303,16 @@ async def test_messages_count_in_the_ledger(start_edge: Callable[..., Edge]) -> 
     samples = await edge.metrics()
     assert samples['drm_events_total{outcome="accepted"}'] == 2
     assert samples['drm_requests_total{status="200",transport="websocket"}'] == 1
+
+
+async def test_a_lone_surrogate_is_the_fault_of_its_event_and_not_of_the_message(edge: Edge) -> None:
+    bad, good = json.dumps(an_event(data={"state": "online", "reason": "\ud800"})), an_event()
+    sent = json.dumps(good | {"data": {"state": "online", "reason": "\U0001f600 is written \\ud83d\\ude00"}})
+    async with a_socket(edge) as socket:
+        await told(socket)
+        await socket.send(f'{{"seq": 1, "events": [{bad}, {sent}]}}')
+        answer = await told(socket)
+    assert (answer["ack"], answer["accepted"]) == (1, 1)
+    assert [(result["index"], result["code"]) for result in answer["results"]] == [(0, "text_not_storable")]
+    [record] = [record for record in await edge.records() if record.key == good["subject"].encode()]
+    assert record.value == sent.encode()

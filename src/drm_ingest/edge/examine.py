@@ -55,7 +55,7 @@ def refuse_unstorable(value: bytes) -> None:
     if not odd(value):
         return
     if _nul(value):
-        raise Rejected(EventCode.TEXT_NOT_STORABLE, detail="Remove the NUL characters (\\u0000).")
+        raise Rejected(EventCode.TEXT_NOT_STORABLE)
     for number in _odd_numbers(value):
         if number[1] is None or int(number[1]) not in _INTEGERS:
             if rejected := examine(value):

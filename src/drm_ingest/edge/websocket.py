@@ -14,6 +14,7 @@ With the subprotocol `cloudevents.json` each message is one event, and acknowled
 """
 
 import asyncio
+import re
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -62,9 +63,22 @@ _SINGLE = msgspec.json.Decoder(Single)
 _Sent = TypeVar("_Sent", Message, Single)
 
 
+# Every escape, so that two backslashes are told from the begin of one; in the group, half a surrogate pair.
+_escapes = re.compile(
+    rb"\\(?:u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}|u([dD][89a-fA-F][\da-fA-F]{2})|.)", re.DOTALL
+)
+
+
 def _decode(decoder: msgspec.json.Decoder[_Sent], raw: bytes) -> _Sent:
     try:
-        return decoder.decode(raw)
+        try:
+            return decoder.decode(raw)
+        except msgspec.DecodeError:
+            # A lone surrogate is the fault of one event, not of the message: with a NUL for it, the event is refused.
+            spoilt = _escapes.sub(lambda escape: rb"\u0000" if escape[1] else escape[0], raw)
+            if spoilt == raw:
+                raise
+            return decoder.decode(spoilt)
     except msgspec.ValidationError as error:
         raise Closing(UNSUPPORTED, f"not a message of this protocol: {error}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
