@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 from loadtests.clients import Ledger
 from loadtests.ledger import generate
 from loadtests.verify import verify
+from prometheus_client.parser import text_string_to_metric_families
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,18 @@ class Running:
     def where(self) -> dict[str, Any]:
         """Its ready file, as it is now."""
         return dict(json.loads(self.ready_file.read_text()))
+
+    async def samples(self) -> dict[str, dict[str, float]]:
+        """The metrics of each process, as `name` or `name{label="value"}`."""
+        found: dict[str, dict[str, float]] = {}
+        async with httpx.AsyncClient(timeout=10) as client:
+            for process, url in self.where["metrics"].items():
+                samples = found[process] = {}
+                for family in text_string_to_metric_families((await client.get(url)).text):
+                    for sample in family.samples:
+                        labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
+                        samples[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
+        return found
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
         """Send a signal to one of its processes and return the pid it had."""

@@ -1,0 +1,211 @@
+"""Bad input, from the outside: each kind has its documented answer, is kept nowhere, and stops nothing.
+
+Behind each comes a sentinel of the same subject and type: once that is stored, whatever would be kept of the bad one is
+stored too.
+"""
+
+import asyncio
+import contextlib
+import json
+import re
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from tests.adversity.bad_input import MESSAGES, REQUESTS, UNTYPED, an_event, message, padded
+from tests.adversity.running import Running
+from tests.integration.edge import Reply, Wire
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+ERRORS = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
+STATUS = {code: int(status) for status, code in re.findall(r"^\| (\d{3}) \| `(\w+)` ", ERRORS, re.MULTILINE)}
+STORED_WITHIN_S = 20
+BROKEN = r'drm_requests_total\{.*status="500"'
+
+
+# -- what must hold after each
+
+
+@dataclass
+class Holds:
+    """What bad input must leave as it was."""
+
+    path: Running
+    db: asyncpg.Connection
+    pids: dict[str, int]
+    dead: int
+
+    async def check(self, subject: str, *ids: str) -> None:
+        """Wait for the sentinel; then only these of the subject are kept, and every process counts and lives."""
+        async with asyncio.timeout(STORED_WITHIN_S):
+            while "sentinel" not in (kept := await self._kept(subject)):  # noqa: ASYNC110 - it is far away
+                await asyncio.sleep(0.02)
+        assert kept == sorted([*ids, "sentinel"])
+        for process, samples in (await self.path.samples()).items():
+            total = sum(value for name, value in samples.items() if name.startswith("drm_events_total"))
+            assert samples["drm_events_received_total"] == total + samples["drm_events_in_flight"], process
+            assert not sum(value for name, value in samples.items() if re.match(BROKEN, name)), process
+        assert self.path.where["pids"] == self.pids
+        assert await self.db.fetchval("select count(*) from dead_letter") == self.dead
+
+    async def _kept(self, subject: str) -> list[str]:
+        rows = await self.db.fetch("select id from event where subject like $1 || '%'", subject)
+        return sorted(row["id"] for row in rows)
+
+
+@pytest.fixture
+async def holds(path: Running) -> AsyncIterator[Holds]:
+    db = await asyncpg.connect(path.where["postgres_dsn"])
+    yield Holds(path, db, path.where["pids"], await db.fetchval("select count(*) from dead_letter"))
+    await db.close()
+
+
+@pytest.fixture
+def subject() -> str:
+    return f"bad-{uuid.uuid4().hex}"
+
+
+def sentinel_behind(bad: bytes, subject: str) -> bytes:
+    """Return a good event of the same type, so that it takes the same way."""
+    return an_event(subject, type_=UNTYPED if UNTYPED.encode() in bad else "device.measurement", id_="sentinel")
+
+
+# -- over HTTP
+
+
+@contextlib.asynccontextmanager
+async def at_the_door(edge: str) -> AsyncIterator[Wire]:
+    host, port = edge.removeprefix("http://").split(":")
+    wire = Wire(*await asyncio.open_connection(host, int(port)))
+    try:
+        yield wire
+    finally:
+        wire.writer.close()
+        with contextlib.suppress(ConnectionError):
+            await wire.writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def at_the_route(edge: str) -> AsyncIterator[Wire]:
+    """A connection that was handed over: FastAPI serves it since its other request."""
+    async with at_the_door(edge) as wire:
+        await wire.send("GET /health/live HTTP/1.1\r\nHost: edge\r\n\r\n")
+        assert (await wire.reply()).status == 200
+        yield wire
+
+
+async def post(wire: Wire, key: str, body: bytes, headers: dict[str, str]) -> Reply:
+    """Send and read at the same time, as most clients do; an empty header is left out."""
+    lines = {"host": "edge", "authorization": f"Bearer {key}", "content-type": "application/json"} | headers
+    if "transfer-encoding" in headers:
+        parts = [body[at : at + 1_000_000] for at in range(0, len(body), 1_000_000)]
+        body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+    else:
+        lines["content-length"] = str(len(body))
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items() if value)
+    sending = asyncio.create_task(wire.send(f"POST /v1/events HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body))
+    async with asyncio.timeout(30):
+        reply = await wire.reply()
+        with contextlib.suppress(ConnectionError):
+            await sending
+    return reply
+
+
+@pytest.mark.parametrize("reach", [at_the_door, at_the_route])
+@pytest.mark.parametrize("kind", REQUESTS)
+async def test_bad_input_over_http_gets_its_documented_answer_is_not_kept_and_stops_nothing(
+    holds: Holds, subject: str, kind: str, reach: Callable[[str], AbstractAsyncContextManager[Wire]]
+) -> None:
+    where, bad = holds.path.where, REQUESTS[kind]
+    body = bad.body(subject)
+    sentinel = sentinel_behind(body, subject)
+    async with reach(where["edge_url"]) as wire:
+        reply = await post(wire, where["sender_key"], body, bad.headers)
+        answer = reply.json()
+        assert answer["request_id"] == reply.headers["x-request-id"]
+        if bad.code is None:
+            assert (reply.status, answer["accepted"]) == (200, 1)
+        else:
+            assert (reply.status, answer["code"]) == (STATUS[bad.code], bad.code), answer
+            assert reply.headers["content-type"] == "application/problem+json"
+            assert answer["detail"]
+        assert [result["code"] for result in answer.get("results", [])] == ([bad.event] if bad.event else [])
+        if reply.headers.get("connection") == "close":
+            await wire.closed()
+        else:
+            assert (await post(wire, where["sender_key"], sentinel, {})).status == 200
+    async with reach(where["edge_url"]) as wire:  # again, or at last: it is stored once
+        assert (await post(wire, where["sender_key"], sentinel, {})).status == 200
+    await holds.check(subject, *[] if bad.code else ["bad"])
+
+
+# -- over a WebSocket
+
+
+@contextlib.asynccontextmanager
+async def a_socket(edge: str, key: str | None) -> AsyncIterator[ClientConnection]:
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    url = edge.replace("http", "ws") + "/v1/events"
+    async with connect(url, additional_headers=headers, compression=None) as socket:
+        yield socket
+
+
+async def say(socket: ClientConnection, content: bytes, *, text: bool = True) -> dict[str, Any]:
+    """Send and return what is told, beside the window; how it was closed, if it was."""
+    try:
+        await socket.send(content, text=text)
+        async with asyncio.timeout(30):
+            while "window" in (told := json.loads(await socket.recv())):
+                pass
+    except ConnectionClosed:
+        return {"closed": socket.close_code}
+    assert isinstance(told, dict)
+    return told
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+async def test_a_bad_message_closes_its_websocket_is_not_kept_and_stops_nothing(
+    holds: Holds, subject: str, kind: str
+) -> None:
+    where, (code, make) = holds.path.where, MESSAGES[kind]
+    text = make(subject)
+    async with a_socket(where["edge_url"], where["sender_key"]) as socket:
+        assert await say(socket, text) == {"closed": code}
+    async with a_socket(where["edge_url"], where["sender_key"]) as socket:
+        told = await say(socket, message(b"[%b]" % sentinel_behind(text, subject)))
+    assert (told["ack"], told["accepted"]) == (7, 1)
+    await holds.check(subject)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, bad in REQUESTS.items() if bad.event and not bad.headers])
+async def test_a_bad_event_in_a_message_is_told_of_beside_its_good_neighbour(
+    holds: Holds, subject: str, kind: str
+) -> None:
+    where, bad = holds.path.where, REQUESTS[kind]
+    events = bad.body(subject)
+    async with a_socket(where["edge_url"], where["sender_key"]) as socket:
+        both = events[:-1] + b"," + sentinel_behind(events, subject) + b"]"
+        told = await say(socket, message(both), text="UTF-8" not in kind)  # a text frame of such is refused as a frame
+    first = [result["code"] for result in told["results"] if result["index"] == 0]
+    assert (told["ack"], told["accepted"], first) == (7, 2 if bad.code is None else 1, [bad.event])
+    await holds.check(subject, *[] if bad.code else ["bad"])
+
+
+@pytest.mark.parametrize("key", [None, "drm_wrong"])
+@pytest.mark.parametrize("hello", [None, {}, {"key": "drm_wrong"}])
+async def test_a_websocket_without_a_good_key_is_closed_and_nothing_of_it_is_kept(
+    holds: Holds, subject: str, key: str | None, hello: dict[str, str] | None
+) -> None:
+    where = holds.path.where
+    first = message(padded(0)(subject)) if hello is None else json.dumps({"hello": hello}).encode()
+    async with a_socket(where["edge_url"], key) as socket:
+        assert await say(socket, first) == {"closed": 1008}
+    async with a_socket(where["edge_url"], where["sender_key"]) as socket:
+        assert (await say(socket, message(b"[%b]" % sentinel_behind(b"", subject))))["ack"] == 7
+    await holds.check(subject)
