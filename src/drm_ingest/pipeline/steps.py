@@ -166,16 +166,12 @@ class Steps:
 
     def _place_in_time(self, sent: Sent, received: Received) -> tuple[datetime, TimeQuality]:
         """Return when it happened, in UTC."""
-        try:
-            time, quality = occurred_at(
-                sent.time or None, received.receipt.received_at, received.clock_offset, self._future_max
-            )
-            time = time if time.tzinfo is UTC else time.astimezone(UTC)
-        except OverflowError:
-            raise Unreadable("its time is out of the calendar") from None
-        if time.year == 1:
+        if sent.time and sent.time.year == 1:  # the edge refuses it too: in UTC it may not exist
             raise Unreadable("its time is that of a clock that was never set")
-        return time, quality
+        time, quality = occurred_at(
+            sent.time or None, received.receipt.received_at, received.clock_offset, self._future_max
+        )
+        return (time if time.tzinfo is UTC else time.astimezone(UTC)), quality
 
     def _route_unclassified(self, type_: str) -> Route:
         return self._unclassified_app if type_.startswith(APP_TYPES) else self._unclassified
