@@ -112,7 +112,7 @@ class Settings(BaseSettings):
     enrich_user_agents_max: Count = Field(4096, description="user agents whose meaning is kept in memory")
     enrich_pace_s: Seconds = Field(0.01, description="batches begin no closer than this: larger ones cost less")
     enrich_commit_interval_s: Seconds = Field(0.2, description="what a crash repeats, at most")
-    directory_devices_max: Count = Field(200_000, description="devices whose context is kept in memory")
+    directory_devices_max: Count = Field(200_000, description="devices whose context is kept in memory (1 KB each)")
     directory_relations_max: Count = Field(100, description="of one device; of more, those that ended last are kept")
     directory_max_age_s: Seconds = Field(60.0, description="context older than that is read anew")
     directory_timeout_s: Seconds = Field(1.0, description="then events go on without context, and say so")

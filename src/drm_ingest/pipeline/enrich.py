@@ -210,9 +210,8 @@ class Worker:
 
     async def _commit(self, lanes: Mapping[TopicPartition, Lane]) -> None:
         async with self._committing:  # one after the other, or an older offset could come last
-            offsets = {
-                partition: lane.acknowledged for partition, lane in lanes.items() if lane.acknowledged is not None
-            }
+            done = [(partition, lane, lane.acknowledged) for partition, lane in lanes.items()]
+            offsets = {partition: offset for partition, _, offset in done if offset is not None}
             if not offsets:
                 return
             try:
@@ -220,9 +219,9 @@ class Worker:
             except KafkaError as error:
                 log.warning("offsets not committed; the next time will do", error=repr(error))
                 return
-            for partition, offset in offsets.items():
-                if lanes[partition].acknowledged == offset:
-                    lanes[partition].acknowledged = None
+            for _, lane, offset in done:  # not by partition: meanwhile some may be another worker's
+                if lane.acknowledged == offset:
+                    lane.acknowledged = None
 
     async def _take(self, partitions: frozenset[TopicPartition]) -> None:
         self._rebalances += 1
