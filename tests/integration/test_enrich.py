@@ -24,9 +24,12 @@ from drm_ingest.event import Receipt, content_hash
 from drm_ingest.kafka import topics
 from drm_ingest.kafka.dead_letters import reason_of
 from drm_ingest.kafka.topics import Topics
-from drm_ingest.kafka.writer import Outgoing, Writer
+from drm_ingest.kafka.writer import Delivery, Headers, Outgoing, Writer
 from drm_ingest.metrics import Metrics
-from drm_ingest.pipeline.enrich import run
+from drm_ingest.pipeline.directory import Directory
+from drm_ingest.pipeline.enrich import Worker, run
+from drm_ingest.pipeline.steps import Steps
+from drm_ingest.pipeline.user_agent import UserAgents
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 from drm_ingest.up.kafka import Kafka
@@ -74,22 +77,25 @@ class Path:
         self.sentinels += 1
         name = f"sentinel {self.sentinels}"
         await self.send(*({"subject": subject, "id": name} for subject in self.subjects.values()))
-        await self._read([self.names.events(FAMILY)], lambda record: attributes(record)["id"] == name)
+        await self.read([self.names.events(FAMILY)], lambda record: attributes(record)["id"] == name)
         records: dict[str, list[ConsumerRecord]] = {topic: [] for topic in topics}
-        for record in await self._read(topics, None):
+        for record in await self.read(topics, None):
             if record.topic != self.names.events(FAMILY) or not attributes(record)["id"].startswith("sentinel"):
                 records[record.topic].append(record)
         return records
 
-    async def _read(
-        self, topics: Iterable[str], is_last: Callable[[ConsumerRecord], bool] | None
+    async def read(
+        self,
+        topics: Iterable[str],
+        is_last: Callable[[ConsumerRecord], bool] | None,
+        numbers: Iterable[int] | None = None,
     ) -> list[ConsumerRecord]:
-        """Read from the beginning: until each partition's last, or to the present ends."""
+        """Read these partitions (default: all) from the beginning: until each one's last, or to the present ends."""
         consumer = AIOKafkaConsumer(bootstrap_servers=self.settings.kafka_bootstrap, auto_offset_reset="earliest")
         await consumer.start()
         records: list[ConsumerRecord] = []
         try:
-            partitions = {TopicPartition(topic, p) for topic in topics for p in self.subjects}
+            partitions = {TopicPartition(topic, p) for topic in topics for p in numbers or self.subjects}
             consumer.assign(partitions)
             ends = await consumer.end_offsets(partitions)
             waiting = set(partitions) if is_last else {p for p in partitions if ends[p]}
@@ -300,6 +306,58 @@ async def test_large_events_pass_through_a_small_writer(path: Path) -> None:
         await path.send({"subject": "m1", "data": {"n": number, "x": "x" * 200_000}})
     async with enriching(settings):
         assert [event["data"]["n"] for event in await path.events()] == list(range(60))
+
+
+class Stuck(Writer):
+    """A writer that holds back what goes to one partition, as a leader does that answers no more."""
+
+    partition: int | None = None
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, Metrics("enrich"))
+        self.held: list[tuple[str, int, bytes, bytes, Headers, Delivery]] = []
+
+    def append(
+        self, topic: str, partition: int, key: bytes, value: bytes, headers: Headers, delivery: Delivery
+    ) -> None:
+        if partition != self.partition:
+            super().append(topic, partition, key, value, headers, delivery)
+        else:
+            delivery.pending += 1
+            self.held.append((topic, partition, key, value, headers, delivery))
+
+    def let_go(self) -> None:
+        self.partition = None
+        for topic, partition, key, value, headers, delivery in self.held:
+            super().append(topic, partition, key, value, headers, delivery)
+            delivery.pending -= 1
+
+
+async def test_a_partition_whose_leader_hangs_holds_up_no_other(path: Path) -> None:
+    writer = Stuck(path.settings)
+    await writer.start()
+    stop = asyncio.Event()
+    async with Directory(path.settings, Metrics("enrich")) as directory:
+        steps = Steps(path.settings, Schemas.load(), writer, UserAgents(1))
+        worker = Worker(path.settings, Metrics("enrich"), writer, directory, steps)
+        work = asyncio.create_task(worker.work(stop))
+        try:
+            await path.events()  # it is at work
+            writer.partition = slow = 0
+            for number in range(20):
+                await path.send(*({"subject": subject, "data": {"n": number}} for subject in path.subjects.values()))
+            topic = path.names.events(FAMILY)
+            others = path.subjects.keys() - {slow}
+            await path.read([topic], lambda record: attributes(record)["data"].get("n") == 19, others)
+            assert {record[1] for record in writer.held} == {slow}
+            assert len(writer.held) < 20, "its next batch waits for the last"
+            writer.let_go()
+            numbers = in_order((await path.arrived(topic))[topic], len(path.subjects))
+            assert all(sequence == list(range(20)) for sequence in numbers.values())
+        finally:
+            stop.set()
+            await work
+            await writer.stop(1)
 
 
 # -- the bad day ------------------------------------------------------------------------------------------------------
