@@ -4,10 +4,11 @@
 
 A **device** or an app posts events; `device/send.py` stands in for one and sends recordings.
 
-The **edge** takes them. `edge/door.py` speaks HTTP, `edge/websocket.py` WebSocket; both ask `edge/credentials.py` who
-is sending, hold what arrives within `edge/limits.py`, and hand the body to `edge/admit.py`: what can never be stored is
-refused there, event by event, each with its reason (`errors.py`). What remains goes to `kafka/writer.py`, and only when
-Kafka has acknowledged it does the sender get its 200.
+The **edge** takes them. `edge/door.py` speaks HTTP, `edge/websocket.py` WebSocket; both go through `edge/take.py`: it
+asks `edge/credentials.py` who is sending, holds what arrives within `edge/limits.py`, and hands the body to
+`edge/admit.py`: what can never be stored is refused there, event by event, each with its reason (`errors.py`). What
+remains goes by `edge/write.py` to `kafka/writer.py`, and only when Kafka has acknowledged it does the sender get its
+200.
 
 **Kafka** keeps it. `kafka/topics.py` names the topics: the ingress topic holds the event's own bytes, with the facts of
 its receipt (`event.py`) in headers. `kafka/reader.py` hands records to the workers and commits only what they say is

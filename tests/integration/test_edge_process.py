@@ -16,6 +16,7 @@ import httpx
 import pytest
 from tests.conftest import make_environment, make_settings
 from tests.integration.edge import Edge, an_event, head, request, until
+from tests.integration.sockets import a_socket, closed, tell, told
 
 from drm_ingest.settings import Settings
 from drm_ingest.up.kafka import Kafka
@@ -166,6 +167,30 @@ async def test_without_kafka_it_answers_503_in_time_and_recovers(
                 pass
         received, accounted = await edge.ledger()
         assert received == accounted
+    finally:
+        edge.stop()
+
+
+async def test_without_kafka_a_websocket_is_told_to_retry_and_a_new_one_to_come_later(
+    private_kafka: Callable[[], Kafka], database: str, tmp_path: Path
+) -> None:
+    broker = await asyncio.to_thread(private_kafka)
+    settings = make_settings(broker, database).model_copy(update={"produce_deadline_s": 3})
+    edge = await asyncio.to_thread(Edge.start, settings, tmp_path / "edge.log")
+    try:
+        async with a_socket(edge) as socket:
+            await told(socket)
+            broker.kill()
+            await tell(socket, {"seq": 5, "events": [an_event()]})
+            retry = await told(socket)
+            assert (retry["retry"], retry["after_ms"]) == (5, 1000 * settings.retry_after_s)
+            async with a_socket(edge) as late:
+                assert (await closed(late))[0] == 1013
+            await asyncio.to_thread(broker.start)
+            async with asyncio.timeout(30):
+                while "ack" not in retry:
+                    await tell(socket, {"seq": 5, "events": [an_event()]})
+                    retry = await told(socket)
     finally:
         edge.stop()
 

@@ -5,51 +5,18 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 from tests.integration.edge import KEY, Edge, an_event
-from websockets.asyncio.client import ClientConnection, connect
+from tests.integration.sockets import a_socket, closed, tell, told
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
-from websockets.typing import Subprotocol
 
 from drm_ingest.event import HEADER_RECEIPT
 
 BAD = {"state": 7}
-
-
-@contextlib.asynccontextmanager
-async def a_socket(
-    edge: Edge, key: str | None = KEY, subprotocol: str | None = None, **options: Any
-) -> AsyncIterator[ClientConnection]:
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    subprotocols = [Subprotocol(subprotocol)] if subprotocol else None
-    url = edge.url.replace("http", "ws") + "/v1/events"
-    async with connect(url, additional_headers=headers, subprotocols=subprotocols, **options) as socket:
-        yield socket
-
-
-async def told(socket: ClientConnection) -> dict[str, Any]:
-    async with asyncio.timeout(20):
-        message = json.loads(await socket.recv())
-    assert isinstance(message, dict)
-    return message
-
-
-async def tell(socket: ClientConnection, message: Any) -> None:
-    await socket.send(json.dumps(message))
-
-
-async def closed(socket: ClientConnection) -> tuple[int, str]:
-    """Wait for the end; return its code and reason."""
-    with contextlib.suppress(ConnectionClosed):
-        async with asyncio.timeout(20):
-            while True:
-                await socket.recv()
-    assert socket.close_code is not None
-    return socket.close_code, socket.close_reason or ""
 
 
 async def test_a_message_is_acknowledged_by_its_number_once_its_events_are_durable(edge: Edge) -> None:
@@ -179,8 +146,29 @@ async def test_a_message_over_the_limit_is_closed_with_1009(edge: Edge) -> None:
 async def test_fragments_that_add_up_to_too_much_are_closed_with_1009(edge: Edge) -> None:
     async with a_socket(edge) as socket:
         with contextlib.suppress(ConnectionClosed):
-            await socket.send(" " * 100_000 for _ in range(20))
+            await socket.send(" " * 100_000 for _ in range(200))
         assert (await closed(socket))[0] == 1009
+
+
+async def test_a_message_over_the_limit_undoes_none_of_those_before_it(start_edge: Callable[..., Edge]) -> None:
+    edge = start_edge()
+    events = [an_event() for _ in range(20)]
+    async with a_socket(edge) as socket:
+        for seq, event in enumerate(events):
+            await tell(socket, {"seq": seq, "events": [event]})
+        with contextlib.suppress(ConnectionClosed):
+            await socket.send(" " * (edge.settings.websocket_message_bytes_max + 1))
+        messages = []
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                messages.append(await told(socket))
+    assert socket.close_code == 1009
+    received, accounted = await edge.ledger()
+    assert received == accounted
+    acknowledged = {events[message["ack"]]["subject"] for message in messages if "ack" in message}
+    assert acknowledged <= set(await edge.stored(*(event["subject"] for event in events)))
+    edge.stop()
+    assert '"level":"error"' not in edge.log.read_text()
 
 
 async def test_too_many_events_in_a_message_are_refused_and_the_next_is_taken(start_edge: Callable[..., Edge]) -> None:

@@ -105,10 +105,30 @@ class HandedOver(HttpToolsProtocol):
 
 
 class Socket(WebSocketsSansIOProtocol):
-    """A WebSocket; uvicorn's own asserts that nobody sends nonsense before the handshake is answered."""
+    """A WebSocket whose client can read why it was closed.
+
+    After a message that is too large or not UTF-8, uvicorn closes at once: while the client still sends, it would see a
+    reset in place of the code. And it asserts that nobody sends nonsense before the handshake is answered.
+    """
+
+    _reads_over = False
+
+    def data_received(self, data: bytes) -> None:
+        if not self._reads_over:
+            super().data_received(data)
 
     def handle_parser_exception(self) -> None:
-        if self.conn.close_sent is None:
+        close = self.conn.close_sent
+        if close is None:
             self.transport.abort()
-        else:
-            super().handle_parser_exception()
+            return
+        self._reads_over = True
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": close.code, "reason": close.reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.close_sent = True
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)

@@ -259,7 +259,7 @@ class Session:
 
     async def _send(self) -> None:
         """Send what is queued, in order, as fast as the client reads."""
-        with suppress(WebSocketDisconnect):
+        with suppress(WebSocketDisconnect, RuntimeError):  # uvicorn's words for a socket that has closed meanwhile
             while True:
                 item = await self._outbox.get()
                 if isinstance(item, Closing):
