@@ -36,7 +36,8 @@ def send(
         datetime | None, typer.Option(help="The time column tells the time passed since then (UTC).")
     ] = None,
     id_column: Annotated[
-        str | None, typer.Option(help="The column with an id; else file name and line make one, the same each time.")
+        str | None,
+        typer.Option(help="The column with an id; else file name, line and its checksum make one, the same each time."),
     ] = None,
     column: Annotated[
         list[str] | None,
@@ -56,11 +57,17 @@ def send(
 ) -> None:
     """Send a recording to an edge as events; run it again and it goes on where it stopped.
 
+    Exits with 0 only if every event was accepted.
+
     Example: drm-ingest send ride.csv --type device.measurement --subject bike-7 --time-column time --rate 60
     """
     from drm_ingest.device.command import send_file
     from drm_ingest.device.recording import Recording
 
+    if not key:
+        raise typer.BadParameter(
+            "there is none; DRM_SENDER_KEY can hold it, `drm-ingest key` makes one", param_hint="--key"
+        )
     recording = Recording(
         path=file,
         type=type_,

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from drm_ingest.device.recording import BadRow, Recording
+from drm_ingest.device.send import Line
 
 
-def test_a_csv_line_becomes_an_event_with_an_id_made_of_file_and_line(tmp_path: Path) -> None:
+def test_a_csv_line_becomes_an_event_with_an_id_made_of_file_and_line_and_checksum(tmp_path: Path) -> None:
     path = tmp_path / "room.csv"
-    path.write_text("when,device,celsius,note\n2026-05-01 08:00:00,t-1,21.5,\n2026-05-01 08:01:00,t-2,22,ok\n")
+    path.write_text("\ufeffwhen,device,celsius,note\n2026-05-01 08:00:00,t-1,21.5,\n2026-05-01 08:01:00,t-2,22,ok\n")
     recording = Recording(
         path, type="device.measurement", subject_column="device", time_column="when", columns={"celsius": "temperature"}
     )
@@ -19,7 +20,7 @@ def test_a_csv_line_becomes_an_event_with_an_id_made_of_file_and_line(tmp_path: 
         (
             2,
             {
-                "id": "room.csv:2",
+                "id": "room.csv:2:f5d0f1c6",
                 "type": "device.measurement",
                 "subject": "t-1",
                 "time": "2026-05-01T08:00:00Z",
@@ -29,7 +30,7 @@ def test_a_csv_line_becomes_an_event_with_an_id_made_of_file_and_line(tmp_path: 
         (
             3,
             {
-                "id": "room.csv:3",
+                "id": "room.csv:3:79172a9f",
                 "type": "device.measurement",
                 "subject": "t-2",
                 "time": "2026-05-01T08:01:00Z",
@@ -44,7 +45,9 @@ def test_reading_on_after_a_line_gives_the_lines_behind_it_under_the_same_ids(tm
     with gzip.open(path, "wt") as file:
         file.write("v\n1\n2\n3\n")
     recording = Recording(path, type="t", subject="d")
-    assert [event["id"] for _, event in recording.events(after_line=2)] == ["room.csv.gz:3", "room.csv.gz:4"]
+    whole = list(recording.events())
+    assert [line for line, _ in whole] == [2, 3, 4]
+    assert list(recording.events(after_line=2)) == whole[1:]
     assert recording.lines() == 3
 
 
@@ -71,8 +74,38 @@ def test_a_line_that_is_an_event_already_is_sent_as_it_is_with_an_id_if_it_has_n
     path.write_text('{"type": "a", "id": "1"}\n{"type": "b"}\n')
     assert [event for _, event in Recording(path).events()] == [
         {"type": "a", "id": "1"},
-        {"id": "events.ndjson:2", "type": "b"},
+        {"id": "events.ndjson:2:7e2032cb", "type": "b"},
     ]
+
+
+def test_the_text_of_an_event_is_kept_digit_for_digit(tmp_path: Path) -> None:
+    texts = ['{"type":"t","id":"1","data":{"v":21.50,"n":18446744073709551616}}', '{ "type":"t","data":"\\ud800"}']
+    path = tmp_path / "events.ndjson"
+    path.write_text("\n".join(texts))
+    (_, first), (_, second) = Recording(path).events()
+    assert isinstance(first, Line)
+    assert isinstance(second, Line)
+    assert first.text.decode() == texts[0]
+    assert second.text.decode() == f'{{"id":"{second["id"]}",' + texts[1][1:]
+
+
+def test_two_files_of_one_name_make_different_ids(tmp_path: Path) -> None:
+    ids = set()
+    for number, name in enumerate(["monday", "tuesday", "again"]):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / f"{'x' * 120}.csv").write_text(f"v\n{number % 2}\n")
+        [(_, event)] = Recording(folder / f"{'x' * 120}.csv", type="t", subject="d").events()
+        ids.add(event["id"])
+        assert len(event["id"]) == 100
+    assert len(ids) == 2
+
+
+def test_a_cell_that_names_no_device_leaves_it_to_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("v,device,kind\n1,,\n2\n")
+    recording = Recording(path, type="t", type_column="kind", subject="d", subject_column="device")
+    assert [(event["type"], event["subject"]) for _, event in recording.events()] == [("t", "d")] * 2
 
 
 @pytest.mark.parametrize(
@@ -82,13 +115,16 @@ def test_a_line_that_is_an_event_already_is_sent_as_it_is_with_an_id_if_it_has_n
         ("v\n1\n", "a.csv", "line 2: no column 'device'; there are v"),
         ("{oh\n", "a.ndjson", "line 1: not JSON"),
         ("[1]\n", "a.ndjson", "line 1: not a JSON object"),
+        ('{"device":"d"}\n' + "[" * 100_000, "a.ndjson", "line 2: not JSON"),
+        ("device\nd\nstra\udcdfe\n", "a.csv", "line 3: not UTF-8"),
+        ("device\n" + "x" * 200_000, "a.csv", "after line 0: field larger than field limit"),
     ],
 )
 def test_a_line_that_cannot_be_an_event_is_named_with_its_reason(
     tmp_path: Path, text: str, name: str, says: str
 ) -> None:
     path = tmp_path / name
-    path.write_text(text)
+    path.write_bytes(text.encode(errors="surrogateescape"))
     recording = (
         Recording(path, type="t", subject="d", time_column="t")
         if "t,v" in text
@@ -105,8 +141,9 @@ def test_a_cell_that_tells_of_no_value_leaves_the_name_out(tmp_path: Path) -> No
     assert event["data"] == {"a": 1}
 
 
-def test_text_that_spells_no_finite_number_stays_text(tmp_path: Path) -> None:
+def test_text_that_spells_no_number_that_can_be_kept_stays_text(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_text("a,b,c,d\nnan,1e400,007,-1.5e3\n")
+    large = "89440000000000000000", "9" * 5000
+    path.write_text(f"a,b,c,d,e,f\nnan,1e400,007,-1.5e3,{','.join(large)}\n")
     [(_, event)] = Recording(path, type="t", subject="d").events()
-    assert event["data"] == {"a": "nan", "b": "1e400", "c": "007", "d": -1500.0}
+    assert event["data"] == {"a": "nan", "b": "1e400", "c": "007", "d": -1500.0, "e": large[0], "f": large[1]}

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,11 @@ from pathlib import Path
 from typing import Any, TextIO
 from zoneinfo import ZoneInfo
 
+from drm_ingest.device.send import Line, Numbered
+from drm_ingest.event import ID_CHARACTERS_MAX
+
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
+_INTEGERS = range(-(2**63), 2**64)  # what the edge takes
 _DURATION = re.compile(r"(?:(?P<days>\d+) days?,? *)?(?P<hours>\d+):(?P<minutes>\d\d):(?P<seconds>\d\d(?:\.\d+)?)")
 
 
@@ -24,6 +29,8 @@ class Recording:
     """How the lines of a file become events.
 
     A line that is a JSON object with a `type` of its own is an event already and is sent as it is.
+    An event without an id gets one of the file's name, the line's number and a checksum of the line: the same each
+    time, so that sending again is safe, and another one in another file of the same name.
     """
 
     path: Path
@@ -35,36 +42,44 @@ class Recording:
     timezone: str = "UTC"
     starts_at: datetime | None = None  # UTC where it has no offset; then the time column tells the time passed since
     id_column: str | None = None
-    id_prefix: str | None = None  # default: the file's name; ids are `<prefix>:<line>`, so sending again is safe
     columns: Mapping[str, str] = field(default_factory=dict)  # column -> name in data; empty: all that are left
     absent: Collection[str] = ()  # what else than an empty cell tells that there is no value, such as nil or -
     units: Mapping[str, str] = field(default_factory=dict)  # name in data -> unit
 
-    def events(self, after_line: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    def events(self, after_line: int = 0) -> Iterator[Numbered]:
         """Yield (line number, event) for each line after `after_line`.
 
         Raises:
             BadRow: a line cannot be made an event.
         """
-        zone = ZoneInfo(self.timezone)
+        try:
+            zone = ZoneInfo(self.timezone)
+        except (LookupError, ValueError):
+            raise BadRow(f"there is no time zone {self.timezone!r}; name one as in Europe/Vienna") from None
         with _open(self.path) as file:
-            for line, row in _rows(self.path, file):
+            for line, row, text in _rows(self.path, file):
                 if line > after_line:
-                    yield line, self._event(line, row, zone)
+                    yield line, self._event(line, row, text, zone)
 
     def lines(self) -> int:
-        """Count the lines that hold events."""
+        """Count the lines that hold events.
+
+        Raises:
+            BadRow: one cannot be read.
+        """
         with _open(self.path) as file:
             return sum(1 for _ in _rows(self.path, file))
 
-    def _event(self, line: int, row: dict[str, Any], zone: ZoneInfo) -> dict[str, Any]:
+    def _event(self, line: int, row: dict[str, Any], text: str, zone: ZoneInfo) -> dict[str, Any]:
         if isinstance(row.get("type"), str) and self.type_column is None and self.type is None:
-            return row if "id" in row else {"id": f"{self.id_prefix or self.path.name}:{line}", **row}
-        row = dict(row)
-        event: dict[str, Any] = {
-            "id": self._take(line, row, self.id_column) or f"{self.id_prefix or self.path.name}:{line}",
-            "type": self._take(line, row, self.type_column) or self.type,
-        }
+            if "id" not in row:
+                row = {"id": self._id(line, text), **row}
+                text = f'{{"id":{json.dumps(row["id"])},{text[1:]}'
+            return Line(row, text.encode())
+        id_ = self._take(line, row, self.id_column) or self._id(line, text)
+        event: dict[str, Any] = {"id": id_, "type": self._take(line, row, self.type_column) or self.type}
+        if event["type"] is None:
+            raise BadRow(f"line {line}: no type; say --type, or which column tells it with --type-column")
         if subject := self._take(line, row, self.subject_column) or self.subject:
             event["subject"] = subject
         if self.time_column:
@@ -76,13 +91,18 @@ class Recording:
             event["data"]["units"] = dict(self.units)
         return event
 
+    def _id(self, line: int, text: str) -> str:
+        rest = f":{line}:{zlib.crc32(text.encode()):08x}"
+        return self.path.name[-(ID_CHARACTERS_MAX - len(rest)) :] + rest
+
     @staticmethod
     def _take(line: int, row: dict[str, Any], column: str | None) -> str | None:
         if column is None:
             return None
         if column not in row:
             raise BadRow(f"line {line}: no column {column!r}; there are {', '.join(map(str, row))}")
-        return str(row.pop(column))
+        value = row.pop(column)
+        return None if value in (None, "") else str(value)
 
     def _time(self, line: int, value: Any, zone: ZoneInfo) -> str:
         text = "" if value is None else str(value)
@@ -92,33 +112,54 @@ class Recording:
             else:
                 time = datetime.fromisoformat(text)
             time = time if time.tzinfo else time.replace(tzinfo=zone)
-        except ValueError as error:
+            return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        except (ValueError, OverflowError) as error:
             raise BadRow(f"line {line}: {self.time_column} = {text!r} is not a time: {error}") from None
-        return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 def _open(path: Path) -> TextIO:
+    # A lone surrogate stands for a byte that is not UTF-8: so the line is known when it is found.
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
+        return gzip.open(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def _rows(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str, Any], str]]:
+    """Yield the number, the fields and the text of each line that is not blank; fields are not shared.
+
+    Raises:
+        BadRow: one cannot be read.
+    """
     names = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    if names and names[-1] in {".ndjson", ".jsonl", ".json"}:
-        for line, text in enumerate(file, 1):
-            if text.strip():
-                try:
-                    row = json.loads(text)
-                except ValueError as error:
-                    raise BadRow(f"line {line}: not JSON: {error}") from None
-                if not isinstance(row, dict):
-                    raise BadRow(f"line {line}: not a JSON object")
-                yield line, row
-        return
+    read = _objects if names and names[-1] in {".ndjson", ".jsonl", ".json"} else _records
+    line = 0
+    try:
+        for line, row, text in read(file):
+            if not text.isascii():
+                text.encode()
+            yield line, row, text
+    except UnicodeEncodeError:
+        raise BadRow(f"line {line}: not UTF-8") from None
+    except (csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise BadRow(f"after line {line}: {error}") from None
+
+
+def _objects(file: TextIO) -> Iterator[tuple[int, dict[str, Any], str]]:
+    for line, text in enumerate(file, 1):
+        if text := text.strip():
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise BadRow(f"line {line}: not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise BadRow(f"line {line}: not a JSON object")
+            yield line, row, text
+
+
+def _records(file: TextIO) -> Iterator[tuple[int, dict[str, Any], str]]:
     reader = csv.DictReader(file)
     for row in reader:
-        yield reader.line_num, row
+        yield reader.line_num, row, "\x1f".join(map(str, row.values()))
 
 
 def _duration(text: str) -> timedelta:
@@ -130,8 +171,12 @@ def _duration(text: str) -> timedelta:
 
 
 def _value(value: Any) -> Any:
-    """A CSV cell as the number it spells (as JSON writes numbers: 007 is none), else as text."""
+    """A CSV cell as the number it spells (as JSON writes numbers: 007 is none), else, or if too large, as text."""
     if not isinstance(value, str) or not _NUMBER.fullmatch(value):
         return value
-    number = json.loads(value)
-    return number if abs(number) != float("inf") else value
+    try:
+        number = json.loads(value)
+    except ValueError:  # thousands of digits
+        return value
+    kept = number in _INTEGERS if isinstance(number, int) else abs(number) != float("inf")
+    return number if kept else value
