@@ -1,5 +1,6 @@
 """CPU and memory of processes, from /proc: a child process counts with its parent."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -19,9 +20,14 @@ def cpu_s(pid: int) -> float:
     """Return the CPU seconds of a process and its descendants, children that have ended included."""
     total = 0
     for one in family(pid):
-        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-        total += sum(int(field) for field in fields[11:15])  # utime, stime, cutime, cstime: proc(5)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile: its parent has its time
+            total += _own_ticks(one)
     return total / _TICKS
+
+
+def _own_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(int(field) for field in fields[11:15])  # utime, stime, cutime, cstime: proc(5)
 
 
 def resident_mb(pid: int) -> float:

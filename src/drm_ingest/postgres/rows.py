@@ -25,9 +25,6 @@ DAY_COLUMNS = ("day", "events", "last_at", "last_hash", "subject", "type", "last
 _HEAD = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TAIL = b"\xff\xff"
 _NULL = b"\xff\xff\xff\xff"
-_JSONB_VERSION = b"\x01"
-_length = struct.Struct("!i").pack
-_LENGTHS = tuple(_length(n) for n in range(4096))  # a lookup is four times as fast as packing
 _identity = struct.Struct("!hi16si16siq").pack
 _event_head = struct.Struct("!hiqiqi16s").pack
 _day_head = struct.Struct("!hiiiqiqi16s").pack
@@ -49,6 +46,19 @@ class Row(Struct, gc=False):
     identity: bytes  # its row of event_identity, packed
     event: bytes  # its row of event, packed
     record: ConsumerRecord  # what was read, for a dead letter
+
+
+class _Lengths(dict[int, bytes]):
+    """Packed lengths; a lookup is four times as fast as packing."""
+
+    def __missing__(self, length: int) -> bytes:
+        packed = struct.pack("!i", length)
+        if length < 4096:
+            self[length] = packed
+        return packed
+
+
+_LENGTHS = _Lengths()
 
 
 class _Fields(dict[str | None, bytes]):
@@ -91,14 +101,14 @@ class Packer:
             ValueError: a text holds what UTF-8 cannot (a lone surrogate).
         """
         occurred_us, received_us = microseconds(occurred_at), microseconds(received_at)
-        fields = self._fields
+        fields, encoded_id = self._fields, id_.encode()
         return Row(
             key, content_hash, occurred_us, received_us, subject, type_, sequence, data,
             _identity(3, 16, key, 16, content_hash, 8, occurred_us),
-            b"%b%b%b%b%b%b%b%b%b%b%b" % (
+            b"%b%b%b%b%b%b%b%b%b%b%b%b" % (
                 _event_head(13, 8, occurred_us, 8, received_us, 16, content_hash),
-                fields[subject], fields[source], _text(id_), fields[type_], _text(time), fields[time_quality],
-                _NULL if sequence is None else _text(sequence), fields[sender], fields[dataschema], _jsonb(data),
+                fields[subject], fields[source], _LENGTHS[len(encoded_id)], encoded_id, fields[type_], _text(time),
+                fields[time_quality], _text(sequence), fields[sender], fields[dataschema], _jsonb(data),
             ),
             record,
         )  # fmt: skip
@@ -128,14 +138,10 @@ def _text(text: str | None) -> bytes:
     if text is None:
         return _NULL
     encoded = text.encode()
-    return _sized(len(encoded)) + encoded
+    return _LENGTHS[len(encoded)] + encoded
 
 
 def _jsonb(data: Raw | None) -> bytes:
     if data is None:
         return _NULL
-    return b"%b%b%b" % (_sized(len(data) + 1), _JSONB_VERSION, data)
-
-
-def _sized(length: int) -> bytes:
-    return _LENGTHS[length] if length < 4096 else _length(length)
+    return b"%b\x01%b" % (_LENGTHS[len(data) + 1], data)  # the version of the binary form, then the text
