@@ -47,7 +47,7 @@ from drm_ingest.up.ports import free_port
 from drm_ingest.up.postgres import Postgres
 from loadtests.usage import cpu_s, resident_mb
 
-BATCH = 2000
+BATCH = 2000  # of which the kinds of traffic tell how many devices they hold
 FILL_AT_ONCE = 4000
 
 
@@ -126,6 +126,10 @@ async def fill(settings: Settings, traffic: Traffic, events: int, devices: int, 
     return size
 
 
+def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+
+
 @dataclass
 class Measured:
     """What a run took."""
@@ -155,7 +159,7 @@ async def drain(
     environment["DRM_POSTGRES_DSN"] = dsn = settings.postgres_dsn.get_secret_value()
     connection = await asyncpg.connect(dsn)
     task = progress.add_task("attaching", total=events)
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    process = await asyncio.to_thread(_start, command, environment)
 
     async def state() -> tuple[float, int, int, float, float]:
         # One small query four times a second: nothing beside the load.

@@ -235,7 +235,8 @@ class Worker:
                 raise result
 
     async def _read_on(self, batches: asyncio.Queue[Read]) -> None:
-        async for arrived in self._reader.batches(self._settings.attach_batch_records_max):
+        records_max = self._settings.attach_batch_records_max
+        async for arrived in self._reader.batches(records_max):
             began, share = monotonic(), self._share
             moves, records = self._followed.follow(arrived)
             if records:
@@ -244,6 +245,10 @@ class Worker:
                 self._metrics.in_flight.inc(len(records))
                 decoded = await self._decoder.decode(records)
                 await batches.put(Read(share, len(records), moves, decoded, began))
+                if len(records) < records_max:
+                    # A transaction costs as much as 150 rows: a few larger ones leave the machine to others. The
+                    # first event after a pause goes at once.
+                    await asyncio.sleep(began + self._settings.attach_pace_s - monotonic())
 
     async def _store_on(self, batches: asyncio.Queue[Read]) -> None:
         while True:
