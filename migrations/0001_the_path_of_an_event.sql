@@ -97,6 +97,10 @@ create table relationship (
     asserted_by  text,
     reason       text,
     foreign key (role, exclusive, subject_kind) references role (name, exclusive, subject_kind),
+    -- A party is called by its id and by each of its references, but relations know it by one name: its id, as it is
+    -- written. Records lead from that name to all others.
+    constraint relationship_subject_by_id
+        check (not starts_with(subject, 'party:') or subject = 'party:' || (substr(subject, length('party:') + 1)::uuid)),
     constraint relationship_held_once
         exclude using gist (subject with =, role with =, slot with =, valid with &&, recorded with &&)
 );
@@ -116,7 +120,7 @@ create table relationship_change (
     detail       jsonb not null,
     recorded_at  timestamptz not null default clock_timestamp()
 );
-comment on table relationship_change is 'What changed in records, in order; a relay publishes it.';
+comment on table relationship_change is 'What changed in records, in order, written in the transaction of the change.';
 
 -- A change of a device or of its relations is told to whoever remembers them.
 create function tell_directory() returns trigger language plpgsql as $$

@@ -182,7 +182,7 @@ CREATE TABLE public.relationship_change (
     recorded_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
-COMMENT ON TABLE public.relationship_change IS 'What changed in records, in order; a relay publishes it.';
+COMMENT ON TABLE public.relationship_change IS 'What changed in records, in order, written in the transaction of the change.';
 
 ALTER TABLE public.relationship_change ALTER COLUMN number ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME public.relationship_change_number_seq
