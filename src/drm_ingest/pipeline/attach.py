@@ -15,27 +15,27 @@ import secrets
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from time import monotonic, time
+from time import monotonic
+from typing import Any
 
 import structlog
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from drm_ingest import health
-from drm_ingest.kafka import dead_letters, topics
-from drm_ingest.kafka.dead_letters import DeadLetter
+from drm_ingest.kafka import topics
 from drm_ingest.kafka.reader import Reader
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.kafka.writer import NotAcknowledged, Writer
 from drm_ingest.metrics import Metrics
-from drm_ingest.outcome import Outcome
+from drm_ingest.pipeline.accounts import Accounts
+from drm_ingest.pipeline.bury import Undertaker
 from drm_ingest.pipeline.decode import Decoded, Decoder
 from drm_ingest.pipeline.follow import Followed, OutOfStepError
 from drm_ingest.pipeline.keep import Keeper
-from drm_ingest.postgres.events import Batch, Dead, EventStore, Stored
+from drm_ingest.postgres.events import Batch, EventStore
 from drm_ingest.postgres.pool import PASSING, open_pool
 from drm_ingest.postgres.positions import UNTOUCHED, Fenced, Move, Owner
-from drm_ingest.postgres.rows import EPOCH
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 
@@ -43,7 +43,6 @@ GROUP = "attach"
 RETRY_S = 0.1
 RETRY_MAX_S = 5.0
 COMMIT_INTERVAL_S = 1.0
-EPOCH_S = EPOCH.timestamp()
 
 TRY_AGAIN = (*PASSING, NotAcknowledged, OutOfStepError)
 
@@ -86,19 +85,6 @@ async def run(settings: Settings, stop: asyncio.Event, metrics: Metrics | None =
     log.info("stopped")
 
 
-class Undertaker:
-    """Buries: writes dead letters, and returns when Kafka has them for good."""
-
-    def __init__(self, writer: Writer, topics: Topics) -> None:
-        self._writer = writer
-        self._topics = topics
-
-    async def __call__(self, dead: Sequence[Dead]) -> None:
-        """Raises NotAcknowledged."""
-        letters = (DeadLetter(letter.record, "attach", letter.code, letter.detail) for letter in dead)
-        await self._writer.write(dead_letters.outgoing(self._writer, self._topics, letter) for letter in letters)
-
-
 @dataclass(slots=True)
 class Read:
     """A batch on its way: what was read, and during which share of the partitions."""
@@ -125,10 +111,9 @@ class Worker:
         self._share = 0  # rises whenever what was read before must not be stored any more
         self._followed = Followed()
         self._to_commit: dict[TopicPartition, int] = {}
-        self._committed_at = 0.0
         self._unsettled = asyncio.Event()  # set: claim and seek before anything else
         self._storing = asyncio.Lock()  # held while a batch is in hand
-        self._in_flight = 0
+        self._accounts = Accounts(metrics)
         self._trouble: str | None = None
         self._retry_s = RETRY_S
 
@@ -218,18 +203,21 @@ class Worker:
     async def _attach(self, stop: asyncio.Event) -> None:
         """Read and store until `stop` is set, something fails, or partitions must be claimed anew."""
         batches: asyncio.Queue[Read] = asyncio.Queue(maxsize=1)
-        working = [asyncio.create_task(self._read_on(batches)), asyncio.create_task(self._store_on(batches))]
-        waiting = [asyncio.create_task(stop.wait()), asyncio.create_task(self._unsettled.wait())]
+        tasks = [
+            asyncio.create_task(work)
+            for work in (
+                self._read_on(batches), self._store_on(batches), self._commit_regularly(),
+                stop.wait(), self._unsettled.wait(),
+            )
+        ]  # fmt: skip
         try:
-            await asyncio.wait([*working, *waiting], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             async with asyncio.timeout(self._settings.drain_timeout_s), self._storing:  # finish the batch in hand
-                for task in (*working, *waiting):
-                    task.cancel()
+                _cancel(tasks)
         finally:
-            for task in (*working, *waiting):
-                task.cancel()
-            results = await asyncio.gather(*working, *waiting, return_exceptions=True)
-            self._settle_accounts(Outcome.RETRIED, self._in_flight)
+            _cancel(tasks)
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            self._accounts.give_back()
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
                 raise result
@@ -240,9 +228,7 @@ class Worker:
             began, share = monotonic(), self._share
             moves, records = self._followed.follow(arrived)
             if records:
-                self._in_flight += len(records)
-                self._metrics.received.inc(len(records))
-                self._metrics.in_flight.inc(len(records))
+                self._accounts.receive(len(records))
                 decoded = await self._decoder.decode(records)
                 await batches.put(Read(share, len(records), moves, decoded, began))
                 if len(records) < records_max:
@@ -255,42 +241,31 @@ class Worker:
             read = await batches.get()
             async with self._storing:
                 if read.share != self._share:  # partitions came or went since
-                    self._settle_accounts(Outcome.RETRIED, read.records)
+                    self._accounts.give_back(read.records)
                     continue
                 stored = await self._store.store(Batch(read.moves, read.decoded.rows, read.decoded.dead))
-                self._count(read, stored)
+                self._accounts.store(read.decoded, stored, read.began)
+                self._retry_s = RETRY_S
             self._to_commit.update({partition: move.next_offset for partition, move in read.moves.items()})
-            if monotonic() - self._committed_at > COMMIT_INTERVAL_S:
-                await self._commit()
+
+    async def _commit_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(COMMIT_INTERVAL_S)
+            await self._commit()
 
     async def _commit(self) -> None:
         """Tell Kafka, for those who look at lag there; nothing depends on it."""
         offsets, self._to_commit = self._to_commit, {}
-        self._committed_at = monotonic()
         if offsets:
             try:
                 await self._reader.commit(offsets)
             except KafkaError as error:
                 log.info("offsets not committed", reason=str(error) or type(error).__name__)
 
-    # -- the accounts --------------------------------------------------------------------------------------------------
 
-    def _count(self, read: Read, stored: Stored) -> None:
-        now, metrics = time() - EPOCH_S, self._metrics
-        self._retry_s = RETRY_S
-        self._settle_accounts(Outcome.ATTACHED, len(stored.attached))
-        self._settle_accounts(Outcome.DUPLICATE, stored.duplicates + read.decoded.duplicates)
-        self._settle_accounts(Outcome.DEAD_LETTER, len(stored.dead))
-        for letter in stored.dead:
-            metrics.codes.labels(letter.code.value).inc()
-        metrics.freshness_seconds.observe_many([now - row.received_us / 1e6 for row in stored.attached])
-        metrics.step_seconds.observe(monotonic() - read.began)
-
-    def _settle_accounts(self, outcome: Outcome, events: int) -> None:
-        if events:
-            self._in_flight -= events
-            self._metrics.outcomes.labels(outcome.value).inc(events)
-            self._metrics.in_flight.dec(events)
+def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
 
 
 def _seekable(claimed: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
