@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from tests.attaching import NOON, Bench, bench, event
 
 from drm_ingest.errors import EventCode
+from drm_ingest.kafka.writer import NotAcknowledged
 from drm_ingest.pipeline.decode import Decoder
 from drm_ingest.postgres.events import Batch, Dead, EventStore
 from drm_ingest.postgres.positions import UNTOUCHED, Fenced, Move, Owner
@@ -48,6 +49,10 @@ async def process(environment: dict[str, str], log: Path) -> AsyncIterator[async
             with contextlib.suppress(ProcessLookupError):
                 started.kill()
             await started.wait()
+
+
+def record(partition: TopicPartition, offset: int, value: bytes) -> "ConsumerRecord[bytes, bytes]":
+    return ConsumerRecord(partition.topic, partition.partition, offset, 0, 0, b"meter-1", value, None, 0, 0, ())
 
 
 async def some(bench: Bench, count: int, subjects: int = 40) -> None:
@@ -213,6 +218,53 @@ async def test_a_table_that_is_missing_sends_nothing_to_the_dead_letters(attache
         assert "dead_letter" not in worker.outcomes()
 
 
+# -- Kafka is not what it was --
+
+
+async def test_a_dead_letter_that_kafka_does_not_acknowledge_holds_its_batch_back(attached: Bench) -> None:
+    partition = TopicPartition(attached.topics.events("measurement"), 0)
+    owner = Owner(f"{attached.settings.topic_prefix}.attach", "drm attach test")
+    acknowledged = False
+
+    async def bury(_: object) -> None:
+        if not acknowledged:
+            raise NotAcknowledged("the broker is away")
+
+    batch = Batch(
+        {partition: Move(UNTOUCHED, 2)},
+        [Decoder().row(record(partition, 0, event("e-1")))],
+        [Dead(record(partition, 1, b"{"), EventCode.UNREADABLE, "truncated")],
+    )
+    async with EventStore(attached.settings, owner, bury) as store:
+        await store.claim([partition])
+        with pytest.raises(NotAcknowledged):
+            await store.store(batch)
+        assert await attached.value("select count(*) from event") == 0
+        assert await attached.value("select next_offset from consumer_position") == UNTOUCHED
+        acknowledged = True
+        stored = await store.store(batch)
+    assert (len(stored.attached), len(stored.dead)) == (1, 1)
+    assert await attached.value("select next_offset from consumer_position") == 2
+    assert await attached.value("select count(*) from dead_letter") == 1
+
+
+async def test_events_deleted_unread_stop_it_and_it_says_what_to_do(
+    attached: Bench, environment: dict[str, str], tmp_path: Path
+) -> None:
+    await attached.put(event("e-1"), partition=0)
+    async with attached.attaching():
+        await attached.until(EXACT, 1)
+    await attached.connection.execute("update consumer_position set next_offset = 1000 where next_offset > 0")
+    async with process(environment, tmp_path / "log") as worker:
+        assert await asyncio.wait_for(worker.wait(), 30) == 1
+    assert "delete the partition's row of consumer_position" in (tmp_path / "log").read_text()
+    await attached.connection.execute("delete from consumer_position where next_offset = 1000")
+    async with attached.attaching() as again:
+        await attached.put(event("e-2"), partition=0)
+        await attached.until(EXACT, 2)
+        assert again.outcomes() == {"attached": 1, "duplicate": 1}
+
+
 # -- two workers --
 
 
@@ -234,19 +286,15 @@ async def test_a_zombie_stuck_in_its_transaction_is_ended_by_its_successor_and_c
     attached: Bench,
 ) -> None:
     await attached.put(event("e-1"), event("e-2"), partition=0)
-    topic = attached.topics.events("measurement")
-    partition = TopicPartition(topic, 0)
+    partition = TopicPartition(attached.topics.events("measurement"), 0)
     stuck, go_on = asyncio.Event(), asyncio.Event()
 
     async def bury(_: object) -> None:
         stuck.set()
         await go_on.wait()
 
-    def record(offset: int, value: bytes) -> "ConsumerRecord[bytes, bytes]":
-        return ConsumerRecord(topic, 0, offset, 0, 0, b"meter-1", value, None, 0, 0, ())
-
-    rows = [Decoder().row(record(0, event("e-1"))), Decoder().row(record(1, event("e-2")))]
-    dead = [Dead(record(2, b""), EventCode.UNREADABLE, "")]
+    rows = [Decoder().row(record(partition, 0, event("e-1"))), Decoder().row(record(partition, 1, event("e-2")))]
+    dead = [Dead(record(partition, 2, b""), EventCode.UNREADABLE, "")]
     owner = Owner(f"{attached.settings.topic_prefix}.attach", f"drm attach zombie {uuid4().hex[:8]}")
     batch = Batch({partition: Move(UNTOUCHED, 2)}, rows, dead)
     async with EventStore(attached.settings, owner, bury) as zombie:
