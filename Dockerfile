@@ -4,7 +4,7 @@
 #     docker run --env-file drm.env -p 8080:8080 drm-ingest edge
 #     docker run --env-file drm.env drm-ingest migrate
 #
-# Settings are environment variables DRM_* (README.md). It writes nothing, so it runs with a read-only root file system.
+# Settings are environment variables DRM_* (docs/settings.md). It writes nothing, so it runs with a read-only root file system.
 #
 # Health, by process: edge 8080, serve 8081, enrich 8082, attach 8083, each with /health/live (restart it when this
 # fails), /health/ready (send it work only while this is 200) and /metrics. There is no HEALTHCHECK here because the

@@ -17,7 +17,7 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Device relationship management: device and app events, in real time, on the records of their people.\n\n"
-    "Every setting is an environment variable DRM_*; README.md lists them.",
+    "Every setting is an environment variable DRM_*; docs/settings.md lists them.",
 )
 
 
@@ -219,7 +219,7 @@ def key(
     from drm_ingest.settings import Settings
 
     async def store(plain: str) -> str:
-        connection = await connect(Settings(), "key")
+        connection = await connect(Settings(), "drm key")
         try:
             return await ensure_key(connection, sender, role, plain)
         finally:

@@ -87,7 +87,7 @@ def settings_refused(error: ValidationError) -> Iterator[Finding]:
     """Say which settings are wrong."""
     for problem in error.errors():
         name = "_".join(str(part) for part in problem["loc"]).upper()
-        to_do = f"set DRM_{name}" if name else "see the settings in README.md"
+        to_do = f"set DRM_{name}" if name else "see docs/settings.md"
         yield Finding("settings", State.WRONG, f"{f'DRM_{name}: ' if name else ''}{problem['msg']}", to_do)
 
 

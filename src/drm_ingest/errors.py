@@ -2,7 +2,8 @@
 
     Refusal            a whole request is refused (problem+json, RFC 9457); nothing of it is stored,
      └─ status 503     except where its fate is unknown: then sending all of it again is safe
-    EventCode          one event among others is refused, or accepted with a remark
+    Rejected           one event among others is refused; no retry changes that
+     └─ EventCode      why; or the remark with which an event is accepted
 
 Codes are stable: senders program against them.
 """
@@ -52,6 +53,26 @@ class EventCode(StrEnum):
     UNREADABLE = "unreadable", "The record in the topic is not an event."
 
 
+POINTER_CHARACTERS_MAX = 300
+DETAIL_CHARACTERS_MAX = 300
+
+
+def json_pointer(*steps: object) -> str:
+    """Return the JSON pointer (RFC 6901) that leads through these names and indexes."""
+    return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in steps)
+
+
+class Rejected(Exception):
+    """One event is refused; no retry changes that."""
+
+    def __init__(self, code: EventCode, pointer: str | None = None, detail: str | None = None) -> None:
+        """`pointer` is a JSON pointer from the root of the event; without `detail` the code's own remedy is told."""
+        super().__init__(code)
+        self.code = code
+        self.pointer = pointer[:POINTER_CHARACTERS_MAX] if pointer is not None else None
+        self.detail = (detail or code.remedy)[:DETAIL_CHARACTERS_MAX]
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One kind of refusal of a whole request."""
@@ -93,6 +114,7 @@ PROBLEMS = _table(
 )
 
 PROBLEM_TYPE = "https://drm-ingest.dev/problems/"
+PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 
 class Refusal(Exception):

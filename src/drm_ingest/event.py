@@ -164,7 +164,7 @@ def parse_time(text: str) -> datetime:
 def occurred_at(
     time: datetime | None, received_at: datetime, clock_offset: timedelta, future_max: timedelta
 ) -> tuple[datetime, TimeQuality]:
-    """Return when the event happened by our clock, and how we know (design: time)."""
+    """Return when the event happened by our clock, and how we know (docs/events.md, Time)."""
     if time is None:
         return received_at, TimeQuality.ASSUMED
     quality = TimeQuality.SENT

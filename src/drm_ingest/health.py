@@ -17,10 +17,8 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from drm_ingest.errors import Refusal
+from drm_ingest.errors import PROBLEM_MEDIA_TYPE, Refusal
 from drm_ingest.metrics import Metrics
-
-MEDIA_TYPE_PROBLEM = "application/problem+json"
 
 
 def router(
@@ -39,7 +37,7 @@ def router(
     @routes.get(
         "/health/ready",
         summary="Could it do its work now?",
-        responses={503: {"description": "Not now; `detail` says why.", "content": {MEDIA_TYPE_PROBLEM: {}}}},
+        responses={503: {"description": "Not now; `detail` says why.", "content": {PROBLEM_MEDIA_TYPE: {}}}},
     )
     async def is_ready() -> Response:
         reason = ready()
@@ -50,7 +48,7 @@ def router(
             orjson.dumps(refusal.body(secrets.token_hex(8))),
             status_code=refusal.problem.status,
             headers={"retry-after": "1", "cache-control": "no-store"},
-            media_type=MEDIA_TYPE_PROBLEM,
+            media_type=PROBLEM_MEDIA_TYPE,
         )
 
     @routes.get("/metrics", summary="What this process counts, for Prometheus", response_class=Response)

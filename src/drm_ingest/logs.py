@@ -63,7 +63,6 @@ def configure(settings: Settings, process: str) -> None:
             logger.handlers.clear()
             logger.propagate = True
     logging.getLogger("uvicorn.access").disabled = True  # a line per event would cost more than the event
-    logging.getLogger("httpx").setLevel("WARNING")  # otherwise one line per request
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
 

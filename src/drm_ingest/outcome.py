@@ -10,9 +10,9 @@ class Outcome(StrEnum):
     """Exactly one for each event that a process receives."""
 
     # edge
-    ACCEPTED = "accepted"  # durable in the ingress topic, and answered so
+    ACCEPTED = "accepted"  # durable in the ingress topic, whether its sender heard of it or not
     REJECTED = "rejected"  # refused in the answer for a reason no retry changes; kept nowhere
-    UNKNOWN = "unknown"  # answered 503, or the sender left before the answer: it may or may not be durable
+    UNKNOWN = "unknown"  # not acknowledged in time, or no room: answered 503; it may or may not be durable
 
     # enrich
     ENRICHED = "enriched"  # durable in its family's topic

@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     postgres_statement_timeout_s: Seconds = Field(30.0, description="one statement")
     postgres_lock_timeout_s: Seconds = Field(5.0, description="waiting for a lock")
 
-    # -- the edge: where ----------------------------------------------------------------------------------------
+    # -- where each listens -------------------------------------------------------------------------------------
     edge_host: str = Field("127.0.0.1", description="where the edge listens; 0.0.0.0 for all addresses")
     edge_port: Port = Field(8080, description="events, health and metrics of the edge")
     edge_cors_origins: str = Field("", description="browser origins that may post, separated by commas; * for any")
@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     request_events_max: Count = Field(10_000, description="else 413")
     event_bytes_max: Bytes = Field(256 * KiB, description="one event, as sent")
     event_depth_max: Count = Field(64, le=500, description="levels of JSON")
-    request_header_timeout_s: Seconds = Field(10.0, description="headers not whole by then: cut")
+    request_header_timeout_s: Seconds = Field(10.0, description="headers not whole by then: 408")
     request_body_timeout_s: Seconds = Field(20.0, description="a body not whole by then: 408")
     connection_idle_timeout_s: Seconds = Field(60.0, description="without a request: closed")
     pipelined_requests_max: Count = Field(16, le=1000, description="of a connection, read before the first is answered")

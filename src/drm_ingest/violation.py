@@ -8,9 +8,9 @@ from typing import Any
 
 import jsonschema_rs
 
-POINTER_CHARS_MAX = 300
-DETAIL_CHARS_MAX = 300
-NAME_CHARS_MAX = 60
+from drm_ingest.errors import DETAIL_CHARACTERS_MAX, POINTER_CHARACTERS_MAX, json_pointer
+
+NAME_CHARACTERS_MAX = 60
 
 _WORDS = {
     "object": "an object",
@@ -76,9 +76,9 @@ def violation(error: jsonschema_rs.ValidationError, document: Mapping[str, Any])
             limits = kind.value if isinstance(kind.value, list) else [kind.value]
             rule = _RULES.get(name, "does not fit").format(", ".join(str(limit) for limit in limits))
     about, unit = _said_of(document, where)
-    subject = shortened(str(path[-1]), NAME_CHARS_MAX) if path else "data"
+    subject = shortened(str(path[-1]), NAME_CHARACTERS_MAX) if path else "data"
     detail = f"{subject} {rule}." + (f" {about}" if about else "") + (f" Unit: {unit}." if unit else "")
-    return _pointer(path), shortened(detail, DETAIL_CHARS_MAX)
+    return _pointer(path), shortened(detail, DETAIL_CHARACTERS_MAX)
 
 
 def _said_of(document: Mapping[str, Any], where: list[str | int]) -> tuple[str | None, str | None]:
@@ -100,13 +100,13 @@ def _pointer(path: list[str | int]) -> str:
     """Too long a pointer ends at a whole step, and so names what is around."""
     pointer = "/data"
     for step in path:
-        longer = f"{pointer}/{str(step).replace('~', '~0').replace('/', '~1')}"
-        if len(longer) > POINTER_CHARS_MAX:
+        longer = pointer + json_pointer(step)
+        if len(longer) > POINTER_CHARACTERS_MAX:
             break
         pointer = longer
     return pointer
 
 
-def shortened(text: str, chars_max: int) -> str:
+def shortened(text: str, characters_max: int) -> str:
     """Cut what is too long, and show that something is missing."""
-    return text if len(text) <= chars_max else text[: chars_max - 1] + "…"
+    return text if len(text) <= characters_max else text[: characters_max - 1] + "…"

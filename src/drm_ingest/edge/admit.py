@@ -13,10 +13,9 @@ from msgspec import Raw
 from drm_ingest.edge.binary import structured
 from drm_ingest.edge.credentials import Credential
 from drm_ingest.edge.decompress import decompress
-from drm_ingest.edge.examine import Rejected
 from drm_ingest.edge.judge import Judge, Record, Result, rejection
 from drm_ingest.edge.split import WHITE, Media, media_of, refuse_too_many, split
-from drm_ingest.errors import EventCode, Refusal
+from drm_ingest.errors import EventCode, Refusal, Rejected
 from drm_ingest.event import HEADER_CONTENT_HASH, HEADER_RECEIPT, Receipt
 from drm_ingest.metrics import Metrics
 from drm_ingest.schema import Schemas

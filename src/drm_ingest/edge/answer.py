@@ -5,10 +5,10 @@ from http import HTTPStatus
 import orjson
 
 from drm_ingest.edge.admit import Admitted
-from drm_ingest.errors import Refusal
+from drm_ingest.errors import PROBLEM_MEDIA_TYPE, Refusal
 
 JSON = b"application/json"
-PROBLEM = b"application/problem+json"
+PROBLEM = PROBLEM_MEDIA_TYPE.encode()
 
 
 class Answer:

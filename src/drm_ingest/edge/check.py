@@ -4,8 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from drm_ingest.edge.examine import Rejected
-from drm_ingest.errors import EventCode
+from drm_ingest.errors import EventCode, Rejected, json_pointer
 from drm_ingest.event import (
     ID_CHARACTERS_MAX,
     RESERVED_ATTRIBUTES,
@@ -113,9 +112,8 @@ def _check_special(name: str, attribute: object) -> None:
 
 
 def invalid(name: str, detail: str) -> Rejected:
-    """Return the rejection of an attribute, pointed at by name (RFC 6901)."""
-    pointer = "/" + name.replace("~", "~0").replace("/", "~1")
-    return Rejected(EventCode.ATTRIBUTE_INVALID, pointer, detail)
+    """Return the rejection of an attribute, pointed at by name."""
+    return Rejected(EventCode.ATTRIBUTE_INVALID, json_pointer(name), detail)
 
 
 def _names(value: bytes) -> list[str]:

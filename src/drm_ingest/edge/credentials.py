@@ -43,7 +43,7 @@ class Credentials:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         """Nothing is opened before `start`."""
         self._refresh_s = settings.credential_refresh_s
-        self._stored = StoredKeys(settings, "drm-edge-credentials")
+        self._stored = StoredKeys(settings, "drm edge")
         self._by_hash: dict[bytes, Credential] = {}
         self._by_header: dict[bytes, Credential] = {}
         self._expiring: list[tuple[datetime, bytes]] = []

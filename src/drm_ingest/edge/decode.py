@@ -12,8 +12,8 @@ import orjson
 from msgspec import UNSET, Meta, UnsetType
 
 from drm_ingest.edge.check import OTHER_CHARACTERS_MAX, check_attributes
-from drm_ingest.edge.examine import Rejected, reason
-from drm_ingest.errors import EventCode
+from drm_ingest.edge.examine import reason
+from drm_ingest.errors import EventCode, Rejected
 from drm_ingest.event import (
     ID_CHARACTERS_MAX,
     SOURCE_CHARACTERS_MAX,

@@ -67,8 +67,8 @@ class Door(asyncio.Protocol):
         self._reading = False
         self._reading_paused = False
         self._writing_paused = False
-        # of the one that was refused for good
-        self._left: int | None = 0  # bytes of the one that are still to come; None: unknown
+        # Of the request that was refused for good:
+        self._left: int | None = 0  # bytes still to come; None: unknown
         self._discarded_bytes = 0
 
     # -- the connection

@@ -9,13 +9,11 @@ import re
 
 import orjson
 
-from drm_ingest.errors import EventCode
+from drm_ingest.errors import EventCode, Rejected
 from drm_ingest.event import ID_CHARACTERS_MAX
 
 _INTEGERS = range(-(2**63), 2**64)
 _NUMBER_CHARACTERS_MAX = 1100  # a double written out in full takes 1,077; Postgres refuses 16,384 after the point
-_DETAIL_CHARACTERS_MAX = 300
-_POINTER_CHARACTERS_MAX = 300
 
 # Nineteen digits in a row may overflow, exponents of three digits may be too much; in strings they are no numbers.
 _CLASSES = {**dict.fromkeys(b"0123456789.", "0"), **dict.fromkeys(b"eE", "e"), **dict.fromkeys(b"+-", "-")}
@@ -25,17 +23,6 @@ _odd_numbers = re.compile(
     rb"[:,\[\s](?:(-?\d{19,20})(?=[\s,\]}])|-?[\d.]{19}|-?[\d.]+[eE](?:[+-]\d{3}|\d{5}))"
 ).finditer
 _nul = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000").search
-
-
-class Rejected(Exception):
-    """One event is refused; no retry changes that."""
-
-    def __init__(self, code: EventCode, pointer: str | None = None, detail: str | None = None) -> None:
-        """`pointer` is a JSON pointer from the root of the event; without `detail` the code's own remedy is told."""
-        super().__init__(code)
-        self.code = code
-        self.pointer = pointer[:_POINTER_CHARACTERS_MAX] if pointer is not None else None
-        self.detail = (detail or code.remedy)[:_DETAIL_CHARACTERS_MAX]
 
 
 def odd(text: bytes) -> bool:

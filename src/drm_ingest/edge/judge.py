@@ -16,8 +16,8 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from drm_ingest.edge.check import check_party, own_subject
 from drm_ingest.edge.credentials import Credential
 from drm_ingest.edge.decode import decode
-from drm_ingest.edge.examine import Rejected, id_of, odd, reason, refuse_too_deep, refuse_unstorable
-from drm_ingest.errors import EventCode
+from drm_ingest.edge.examine import id_of, odd, reason, refuse_too_deep, refuse_unstorable
+from drm_ingest.errors import EventCode, Rejected
 from drm_ingest.event import (
     HEADER_ASSIGNED,
     HEADER_CONTENT_HASH,

@@ -15,7 +15,7 @@ from drm_ingest.kafka.topics import Topics
 from drm_ingest.kafka.writer import Outgoing, Writer
 
 HEADER_PREFIX = "dead-letter-"
-DETAIL_CHARS_MAX = 1000
+DETAIL_CHARACTERS_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def outgoing(writer: Writer, topics: Topics, letter: DeadLetter) -> Outgoing:
         "stage": letter.stage,
         "code": letter.code.value,
         "pointer": letter.pointer,
-        "detail": letter.detail[:DETAIL_CHARS_MAX],
+        "detail": letter.detail[:DETAIL_CHARACTERS_MAX],
         "topic": record.topic,
         "partition": str(record.partition),
         "offset": str(record.offset),

@@ -10,9 +10,8 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import InvalidReplicationFactorError, KafkaError, for_code
 
 from drm_ingest.kafka.connection import KafkaUnreachable, connection
+from drm_ingest.schema import UNCLASSIFIED
 from drm_ingest.settings import Settings
-
-UNCLASSIFIED = "unclassified"
 
 TIMEOUT_S = 15.0
 HOUR_MS = 3_600_000

@@ -17,21 +17,19 @@ from math import inf
 from types import TracebackType
 from typing import Self
 
-import asyncpg
 import structlog
 
 from drm_ingest.event import SUBJECT_CHARACTERS_MAX
 from drm_ingest.metrics import Metrics
 from drm_ingest.pipeline.context import Context
 from drm_ingest.postgres.directory import DirectoryConnection, Row
-from drm_ingest.postgres.pool import connect
+from drm_ingest.postgres.pool import PASSING, connect
 from drm_ingest.settings import Settings
 
 Contexts = dict[bytes, Context]
 
 RETRY_S = 0.1
 RETRY_MAX_S = 5.0
-UNANSWERED = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 log = structlog.get_logger(__name__)
 
@@ -90,7 +88,7 @@ class Directory:
                 self._retry_s = RETRY_S
                 self._count(hit=hits, loaded=len(contexts) - hits)
                 return contexts
-            except UNANSWERED as error:
+            except PASSING as error:
                 log.warning("Postgres does not answer; events go on with the context remembered", error=repr(error))
                 self._lose(self._connection)
         return self._without_postgres(keys)
@@ -182,7 +180,7 @@ class Directory:
         while True:
             try:
                 connection = await self._connect()
-            except UNANSWERED as error:
+            except PASSING as error:
                 log.warning("cannot reach Postgres for context", error=repr(error), retry_s=self._retry_s)
                 await self._wait_longer()
                 continue

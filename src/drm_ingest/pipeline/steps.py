@@ -16,7 +16,7 @@ from drm_ingest.errors import EventCode
 from drm_ingest.event import CONTENT_TYPE_EVENT, Assigned, TimeQuality, identity_source, occurred_at
 from drm_ingest.kafka import dead_letters
 from drm_ingest.kafka.dead_letters import DeadLetter
-from drm_ingest.kafka.topics import UNCLASSIFIED, Topics
+from drm_ingest.kafka.topics import Topics
 from drm_ingest.kafka.writer import Delivery, RecordTooLarge, Writer, WriterFull
 from drm_ingest.pipeline.context import Context
 from drm_ingest.pipeline.directory import Contexts
@@ -24,7 +24,7 @@ from drm_ingest.pipeline.ingress import IngressReader, Received, Sent, Unreadabl
 from drm_ingest.pipeline.remembered import Remembered
 from drm_ingest.pipeline.splice import fragment, splice, without
 from drm_ingest.pipeline.user_agent import UserAgents
-from drm_ingest.schema import Schemas
+from drm_ingest.schema import UNCLASSIFIED, Schemas
 from drm_ingest.settings import Settings
 
 STAGE = "enrich"

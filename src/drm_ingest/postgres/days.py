@@ -10,11 +10,10 @@ from collections.abc import Iterable
 import asyncpg
 from msgspec import Raw
 
-from drm_ingest.postgres.rows import DAY_US, Row, copy_stream, pack_day
+from drm_ingest.postgres.rows import DAY_COLUMNS, DAY_US, Row, copy_stream, pack_day
 
 STAGE = "create temporary table staged_day (like subject_day) on commit delete rows"
 
-_COLUMNS = ("day", "events", "last_at", "last_hash", "subject", "type", "last_sequence", "last_data")
 _NEWER = """
     (new.last_at, length(coalesce(new.last_sequence, '')), coalesce(new.last_sequence, ''), new.last_hash)
     > (old.last_at, length(coalesce(old.last_sequence, '')), coalesce(old.last_sequence, ''), old.last_hash)
@@ -75,5 +74,5 @@ def fold(rows: Iterable[Row]) -> list[bytes]:
 
 async def add(connection: asyncpg.Connection, packed: list[bytes]) -> None:
     """Add day counts to those in the table, in the transaction of the events they count."""
-    await connection.copy_to_table("staged_day", source=copy_stream(packed), columns=_COLUMNS, format="binary")
+    await connection.copy_to_table("staged_day", source=copy_stream(packed), columns=DAY_COLUMNS, format="binary")
     await connection.execute(_ADD)

@@ -14,9 +14,8 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from drm_ingest.errors import PROBLEMS, Refusal
+from drm_ingest.errors import PROBLEM_MEDIA_TYPE, PROBLEMS, Refusal, json_pointer
 
-MEDIA_TYPE_PROBLEM = "application/problem+json"
 VIOLATIONS_MAX = 20
 _BODY_AS_A_WHOLE = ""
 
@@ -52,7 +51,7 @@ def documented(*codes: str) -> dict[int | str, dict[str, Any]]:
         status: {
             "model": ProblemDocument,
             "description": " ".join(f"`{code}`: {PROBLEMS[code].title}" for code in codes),
-            "content": {MEDIA_TYPE_PROBLEM: {"example": _example(codes[0])}},
+            "content": {PROBLEM_MEDIA_TYPE: {"example": _example(codes[0])}},
         }
         for status, codes in sorted(by_status.items())
     }
@@ -66,8 +65,8 @@ def described(app: FastAPI) -> dict[str, Any]:
             for operation in path.values():
                 for status, response in operation["responses"].items():
                     content = response.get("content", {})
-                    if status >= "400" and MEDIA_TYPE_PROBLEM in content:
-                        content[MEDIA_TYPE_PROBLEM] |= content.pop("application/json", {})
+                    if status >= "400" and PROBLEM_MEDIA_TYPE in content:
+                        content[PROBLEM_MEDIA_TYPE] |= content.pop("application/json", {})
     return app.openapi_schema or {}
 
 
@@ -86,7 +85,7 @@ def answer(refusal: Refusal, request_id: str) -> Response:
         orjson.dumps(refusal.body(request_id), default=str, option=orjson.OPT_UTC_Z),
         status_code=refusal.problem.status,
         headers=headers,
-        media_type=MEDIA_TYPE_PROBLEM,
+        media_type=PROBLEM_MEDIA_TYPE,
     )
 
 
@@ -145,8 +144,7 @@ def _violation(error: Any) -> dict[str, str]:
     where, *path = error["loc"]
     detail = str(error["msg"]).removeprefix("Value error, ")
     if where == "body":
-        pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
-        return {"pointer": pointer, "detail": detail}
+        return {"pointer": json_pointer(*path), "detail": detail}
     return {"parameter": ".".join(str(part) for part in path) or str(where), "detail": detail}
 
 

@@ -172,7 +172,7 @@ class Up:
         return Settings.model_validate(own)
 
     async def register_keys(self, settings: Settings) -> None:
-        connection = await connect(settings, "up")
+        connection = await connect(settings, "drm up")
         try:
             for key, (sender, role) in KEYS.items():
                 await ensure_key(connection, sender, role, self.data_dir.key(key))

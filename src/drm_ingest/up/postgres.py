@@ -74,11 +74,8 @@ class Postgres:
     @property
     def dsn(self) -> str:
         """The database made for us, as its owner: a role without special rights but to create databases."""
-        return self._dsn(OWNER, OWNER)
-
-    @property
-    def superuser_dsn(self) -> str:
-        return self._dsn(SUPERUSER, "postgres")
+        password = self._password_file(OWNER).read_text(encoding="ascii").strip()
+        return f"postgresql://{OWNER}:{password}@127.0.0.1:{self.port}/{OWNER}"
 
     @property
     def pid(self) -> int | None:
@@ -135,10 +132,6 @@ class Postgres:
     @property
     def _data(self) -> Path:
         return self.directory / "data"
-
-    def _dsn(self, role: str, database: str) -> str:
-        password = self._password_file(role).read_text(encoding="ascii").strip()
-        return f"postgresql://{role}:{password}@127.0.0.1:{self.port}/{database}"
 
     def _password_file(self, role: str) -> Path:
         return self.directory / f"password-{role}"
