@@ -6,6 +6,7 @@ import shlex
 from drm_ingest.schema import Schemas
 from drm_ingest.up.fetch import pinned
 from drm_ingest.up.greeting import curl
+from drm_ingest.up.kafka import new_cluster_id
 from drm_ingest.up.last_words import LINE_CHARACTERS_MAX, readable
 from drm_ingest.up.supervisor import restart_pause_s
 
@@ -20,6 +21,11 @@ def test_the_jars_are_one_kafka_with_its_checksums() -> None:
     assert {jar.version for jar in jars if jar.group == "org.apache.kafka"} == {"4.3.1"}
     assert all(len(jar.sha256) == 64 and jar.size_bytes > 0 for jar in jars)
     assert len({jar.file_name for jar in jars}) == len(jars)
+
+
+def test_no_cluster_id_looks_like_an_option_to_the_tool_that_formats() -> None:
+    ids = [new_cluster_id() for _ in range(2000)]
+    assert not [made for made in ids if made.startswith("-") or len(made) != 22]
 
 
 def test_the_greeting_sends_an_event_that_its_schema_takes() -> None:

@@ -113,7 +113,7 @@ class Kafka:
         (self.directory / "server.properties").write_text(properties, encoding="ascii")
         (self.directory / "log4j2.properties").write_text(LOGGING, encoding="ascii")
         if not (self.directory / "data" / "meta.properties").exists():
-            cluster_id = urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+            cluster_id = new_cluster_id()
             tool = ["kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", "server.properties"]
             done = subprocess.run(
                 [*self._java(64), *tool],
@@ -184,3 +184,10 @@ class Kafka:
             "-cp",
             self._class_path,
         ]
+
+
+def new_cluster_id() -> str:
+    """Return a random one; as Kafka's own it never begins with a dash, which its tool would take for an option."""
+    while (made := urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()).startswith("-"):
+        pass
+    return made
