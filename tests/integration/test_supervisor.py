@@ -13,8 +13,8 @@ import psutil
 import pytest
 from rich.console import Console
 
-from drm_ingest.up.child import LOG_BYTES_MAX, Child, StartError
-from drm_ingest.up.data_dir import DataDir, DataDirBusyError
+from drm_ingest.up.child import LOG_BYTES_MAX, Child, StartFailed
+from drm_ingest.up.data_dir import DataDir, DataDirBusy
 from drm_ingest.up.supervisor import Member, Supervisor
 
 WAITS = "print('hello', flush=True); import time; time.sleep(600)"
@@ -78,7 +78,7 @@ def test_a_process_that_is_killed_comes_back_with_a_new_pid_and_is_told_of(make:
 
 
 def test_a_process_that_cannot_start_is_given_up_with_its_last_words(make: Maker, supervisor: Supervisor) -> None:
-    with pytest.raises(StartError, match=r"edge ended 2 times before it was ready(.|\n)*the disk is full"):
+    with pytest.raises(StartFailed, match=r"edge ended 2 times before it was ready(.|\n)*the disk is full"):
         supervisor.start([make("edge", FAILS)])
 
 
@@ -149,7 +149,7 @@ def test_a_log_stays_bounded_while_it_is_written_to(make: Maker) -> None:
 def test_a_second_up_on_the_same_folder_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
     first = DataDir(tmp_path)
     first.acquire()
-    with pytest.raises(DataDirBusyError, match=rf"already \(pid {os.getpid()}\)"):
+    with pytest.raises(DataDirBusy, match=rf"already \(pid {os.getpid()}\)"):
         DataDir(tmp_path).acquire()
     first.release()
 

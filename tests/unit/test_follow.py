@@ -3,7 +3,7 @@
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 
-from drm_ingest.pipeline.follow import Followed, OutOfStepError
+from drm_ingest.pipeline.follow import Followed, OutOfStep
 from drm_ingest.postgres.positions import UNTOUCHED, Move
 
 A, B = TopicPartition("t", 0), TopicPartition("t", 1)
@@ -46,9 +46,9 @@ def test_what_is_stored_already_is_passed_over() -> None:
 def test_after_a_gap_nothing_counts_until_it_was_sought_again_and_came_again() -> None:
     followed = Followed()
     followed.claim({A: 5, B: 0})
-    with pytest.raises(OutOfStepError, match="t/0: 8 came where 5 was due"):
+    with pytest.raises(OutOfStep, match="t/0: 8 came where 5 was due"):
         followed.follow({B: records(0), A: records(8)})
     assert offsets(followed, {B: records(0)}) == [0], "of the batch before, nothing counted"
     assert followed.follow({A: records(8, 9)})[0] == {A: Move(5, 10)}, "Kafka holds nothing between"
-    with pytest.raises(OutOfStepError):
+    with pytest.raises(OutOfStep):
         followed.follow({A: records(12)})

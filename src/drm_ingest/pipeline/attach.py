@@ -31,7 +31,7 @@ from drm_ingest.metrics import Metrics
 from drm_ingest.pipeline.accounts import Accounts
 from drm_ingest.pipeline.bury import Undertaker
 from drm_ingest.pipeline.decode import Decoded, Decoder
-from drm_ingest.pipeline.follow import Followed, OutOfStepError
+from drm_ingest.pipeline.follow import Followed, OutOfStep
 from drm_ingest.pipeline.keep import Keeper
 from drm_ingest.postgres.events import Batch, EventStore
 from drm_ingest.postgres.pool import PASSING, open_pool
@@ -44,7 +44,7 @@ RETRY_S = 0.1
 RETRY_MAX_S = 5.0
 COMMIT_INTERVAL_S = 1.0
 
-TRY_AGAIN = (*PASSING, NotAcknowledged, OutOfStepError)
+TRY_AGAIN = (*PASSING, NotAcknowledged, OutOfStep)
 
 
 log = structlog.get_logger(__name__)

@@ -10,7 +10,7 @@ from drm_ingest.postgres.positions import UNTOUCHED, Move
 log = structlog.get_logger(__name__)
 
 
-class OutOfStepError(Exception):
+class OutOfStep(Exception):
     """Kafka's records do not go on from where we stand: seek again before believing it, or events would be lost."""
 
 
@@ -40,7 +40,7 @@ class Followed:
         """Return how far what arrived moves each partition, and the records that do; the rest is not ours, or stored.
 
         Raises:
-            OutOfStepError: nothing of it counts.
+            OutOfStep: nothing of it counts.
         """
         moves: dict[TopicPartition, Move] = {}
         follows: list[ConsumerRecord] = []
@@ -53,7 +53,7 @@ class Followed:
                 continue
             first = records[0].offset
             if UNTOUCHED < due < first and not self._is_known_gap(partition, due, first):
-                raise OutOfStepError(f"{partition.topic}/{partition.partition}: {first} came where {due} was due")
+                raise OutOfStep(f"{partition.topic}/{partition.partition}: {first} came where {due} was due")
             moves[partition] = Move(due, records[-1].offset + 1)
             follows += records
         self._next |= {partition: move.next_offset for partition, move in moves.items()}

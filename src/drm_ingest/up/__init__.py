@@ -5,9 +5,11 @@
     child       one process: its group, its log, its end
     last_words  the end of its log, for a person
     launch      the few lines between our fork and its exec
+    server      a server that is not ours: prepared, started and awaited, killed
     kafka       Apache Kafka from pinned jars (`fetch`, `kafka.lock`, written by `pin`) on a Java from PyPI
     postgres    Postgres from a wheel, as somebody else where we are root
     probe       whether one of ours is ready
+    ports       which are free
     data_dir    the folder: lock, ports, keys, what tools read
     greeting    what a person sees when it works
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from drm_ingest.up.last_words import readable
 LOG_BYTES_MAX = 16 * 1024 * 1024  # then what is there becomes NAME.log.1, and what was there is dropped
 
 
-class StartError(Exception):
+class StartFailed(Exception):
     """A process did not come up; the message ends with the last lines it wrote."""
 
     def __init__(self, message: str, child: "Child") -> None:
@@ -204,14 +204,3 @@ def end_leftover(pid_file: Path, stop_signal: signal.Signals) -> None:
             if psutil.wait_procs([process], timeout=5)[1]:
                 os.killpg(process.pid, signal.SIGKILL)
     pid_file.unlink(missing_ok=True)
-
-
-def wait_until_ready(child: Child, ready: Callable[[], bool], timeout_s: float) -> None:
-    """Poll until `ready()`; raises StartError when the child ends or takes longer than `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while not ready():
-        if not child.alive:
-            raise StartError(f"{child.name} ended with code {child.exit_code} before it was ready", child)
-        if time.monotonic() > deadline:
-            raise StartError(f"{child.name} was not ready within {timeout_s:.0f} s", child)
-        time.sleep(0.05)

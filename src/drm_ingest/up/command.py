@@ -20,15 +20,16 @@ from drm_ingest.postgres.credentials import ensure_key
 from drm_ingest.postgres.pool import connect
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
-from drm_ingest.up.child import Child, StartError
-from drm_ingest.up.data_dir import DataDir, DataDirBusyError, write_whole
-from drm_ingest.up.fetch import FetchError
+from drm_ingest.up import probe
+from drm_ingest.up.child import Child, StartFailed
+from drm_ingest.up.data_dir import DataDir, DataDirBusy, write_whole
+from drm_ingest.up.fetch import FetchFailed
 from drm_ingest.up.greeting import greeting
 from drm_ingest.up.kafka import Kafka
 from drm_ingest.up.ports import is_free
 from drm_ingest.up.postgres import Postgres
-from drm_ingest.up.probe import not_ready
-from drm_ingest.up.supervisor import Member, StopRequestedError, Supervisor
+from drm_ingest.up.server import Server
+from drm_ingest.up.supervisor import Member, StopRequested, Supervisor
 
 PROCESSES = ("edge", "enrich", "attach", "serve")
 PORT_OFFSETS = {"edge": 0, "serve": 1, "enrich": 2, "attach": 3}
@@ -58,7 +59,7 @@ class Up:
         """Return the exit code: 0 after a stop that was asked for, 1 when something could not be started."""
         try:
             self.data_dir.acquire()
-        except (DataDirBusyError, OSError) as error:
+        except (DataDirBusy, OSError) as error:
             return self.complain(error)
         self.withdraw()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -68,9 +69,9 @@ class Up:
         try:
             self.start()
             self.supervisor.watch()
-        except StopRequestedError:
+        except StopRequested:
             pass
-        except (FetchError, OSError, PostgresError, StartError, ValidationError) as error:
+        except (FetchFailed, OSError, PostgresError, StartFailed, ValidationError) as error:
             failure = error
         finally:
             self.stop()
@@ -82,7 +83,7 @@ class Up:
         self.supervisor.stop_requested = True
         if self.fetching:
             self.fetching = False
-            raise StopRequestedError
+            raise StopRequested
 
     def start(self) -> None:
         self.say(f"[bold]drm-ingest up[/]  data in {self.data_dir.path}")
@@ -120,11 +121,11 @@ class Up:
                 log_file=self.data_dir.log_file("kafka"),
                 console=self.console,
             )
-            members.append(self.server("kafka", kafka.child, kafka.ready, self.interruptible(kafka.prepare)))
+            members.append(self.server("kafka", kafka, self.interruptible(kafka.prepare)))
         if "DRM_POSTGRES_DSN" not in self.environment:
             folder = self.data_dir.path / "postgres"
             postgres = Postgres(folder, port=ports["postgres"], log_file=self.data_dir.log_file("postgres"))
-            members.append(self.server("postgres", postgres.child, postgres.ready, postgres.prepare))
+            members.append(self.server("postgres", postgres, postgres.prepare))
         self.supervisor.start(members)
         if kafka is not None:
             self.environment["DRM_KAFKA_BOOTSTRAP"] = kafka.bootstrap
@@ -133,10 +134,11 @@ class Up:
         if postgres is not None:
             self.environment["DRM_POSTGRES_DSN"] = postgres.dsn
 
-    def server(self, name: str, child: Child, ready: Callable[[], bool], prepare: Callable[[], None]) -> Member:
-        return Member(
-            name, child, lambda: None if ready() else "it does not answer yet", prepare, share_s=SHARES_S[name]
-        )
+    def server(self, name: str, server: Server, prepare: Callable[[], None]) -> Member:
+        def not_ready() -> str | None:
+            return None if server.ready() else "it does not answer yet"
+
+        return Member(name, server.child, not_ready, prepare, share_s=SHARES_S[name])
 
     def interruptible(self, work: Callable[[], None]) -> Callable[[], None]:
         """Let a signal break off what can take minutes, a first fetch."""
@@ -152,7 +154,7 @@ class Up:
 
     def process(self, name: str) -> Member:
         port = self.port + PORT_OFFSETS[name]
-        return Member(name, self.child(name), lambda: not_ready(port), share_s=SHARES_S[name])
+        return Member(name, self.child(name), lambda: probe.not_ready(port), share_s=SHARES_S[name])
 
     def child(self, command: str) -> Child:
         return Child(

@@ -21,7 +21,7 @@ from drm_ingest.postgres.credentials import new_key
 from drm_ingest.up.ports import free_port, is_free
 
 
-class DataDirBusyError(Exception):
+class DataDirBusy(Exception):
     """Another `up` runs on this folder; the message names it."""
 
 
@@ -34,7 +34,7 @@ class DataDir:
         """Make the folder and take it for this process, until the process ends.
 
         Raises:
-            DataDirBusyError: somebody else holds it.
+            DataDirBusy: somebody else holds it.
             OSError: it cannot be made or written.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ class DataDir:
             lock.seek(0)
             holder = lock.read().strip() or "unknown"
             lock.close()
-            raise DataDirBusyError(
+            raise DataDirBusy(
                 f"drm-ingest up is running on {self.path} already (pid {holder}). "
                 "Stop it, or give this one its own --data-dir and --port."
             ) from None

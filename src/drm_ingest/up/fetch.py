@@ -38,7 +38,7 @@ class Jar:
         return f"{self.artifact}-{self.version}.jar"
 
 
-class FetchError(Exception):
+class FetchFailed(Exception):
     """The message says which jar, why, and what to do."""
 
 
@@ -62,7 +62,7 @@ def cache_dir() -> Path:
 def kafka_jars(console: Console | None = None, cache: Path | None = None) -> list[Path]:
     """Return the class path of the Kafka this package pins, fetching what is missing or damaged.
 
-    Safe to run several times at once. Raises FetchError.
+    Safe to run several times at once. Raises FetchFailed.
     """
     folder = (cache or cache_dir()) / "kafka"
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def _fetch(jars: list[Jar], folder: Path, console: Console) -> None:
 
             def advance(count: int) -> None:
                 if broken_off.is_set():
-                    raise FetchError("broken off")
+                    raise FetchFailed("broken off")
                 show(count)
 
             downloads = {executor.submit(_download, jar, staging, folder, advance): jar for jar in jars}
@@ -132,11 +132,11 @@ def _download(jar: Jar, staging: Path, folder: Path, advance: Advance) -> None:
             if digest == jar.sha256:
                 path.replace(folder / jar.file_name)
                 return
-            last = FetchError(f"its SHA-256 is {digest}, not {jar.sha256}")
+            last = FetchFailed(f"its SHA-256 is {digest}, not {jar.sha256}")
         except (OSError, RuntimeError) as error:  # requests' errors are OSErrors; jgo says RuntimeError for a 404
             last = error
         advance(-received)
-    raise FetchError(
+    raise FetchFailed(
         f"cannot fetch {jar.group}:{jar.artifact}:{jar.version} ({last}). "
         "Check the network, the proxy and certificate variables, or name a mirror in jgo's configuration file; "
         "what has arrived is kept, so run it again."

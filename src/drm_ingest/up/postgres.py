@@ -13,12 +13,12 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
-from drm_ingest.up.child import Child, User, launched, wait_until_ready
+from drm_ingest.up.child import Child, User, launched
 from drm_ingest.up.ports import free_port
+from drm_ingest.up.server import Server
 
 SUPERUSER = "postgres"
 OWNER = "drm"  # an ordinary role that may create databases, as a hosted Postgres would give us; and its database
-START_TIMEOUT_S = 300.0  # replaying its log after a crash takes its time; a server that ended is noticed at once
 
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2  # linux/capability.h
 
@@ -50,12 +50,10 @@ def _binaries() -> Path:
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 
-class Postgres:
-    """One server and its data, in `directory`; several run side by side on ports of their own.
+class Postgres(Server):
+    """One server and its data, in `directory`; passwords are made once and kept there, readable by its owner alone."""
 
-    Blocking; safe to call from any thread. The port is free to change from one start to the next.
-    Passwords are made once and kept in `directory`, readable by its owner alone.
-    """
+    start_timeout_s = 300.0
 
     def __init__(self, directory: Path, *, port: int | None = None, log_file: Path | None = None) -> None:
         self.directory = directory.resolve()
@@ -77,10 +75,6 @@ class Postgres:
         password = self._password_file(OWNER).read_text(encoding="ascii").strip()
         return f"postgresql://{OWNER}:{password}@127.0.0.1:{self.port}/{OWNER}"
 
-    @property
-    def pid(self) -> int | None:
-        return self.child.pid
-
     def prepare(self) -> None:
         """Make the cluster once, and clear away what a crash left; raises OSError."""
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -98,36 +92,10 @@ class Postgres:
             str(self.port),
         ]
 
-    def launch(self) -> int:
-        """Start the process, and do not wait for it."""
-        return self.child.start()
-
     def ready(self) -> bool:
         """Whether it accepts connections (and is not still recovering)."""
         asked = [str(self._binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port), "-t", "2"]
         return self.child.alive and subprocess.run(asked, env=dict(self.child.env), check=False).returncode == 0
-
-    def start(self, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Everything, until it accepts connections; raises StartError, OSError."""
-        self.prepare()
-        self.launch()
-        try:
-            wait_until_ready(self.child, self.ready, timeout_s)
-        except BaseException:
-            self.kill()
-            raise
-
-    def stop(self, grace_s: float = 15.0) -> bool:
-        """End its sessions and shut down (SIGINT), wait, then kill; True when it ended by itself."""
-        return self.child.stop(grace_s)
-
-    def kill(self) -> None:
-        """SIGKILL to the server and all its backends; what was committed is in its log on disk."""
-        self.child.kill()
-
-    def signal(self, number: signal.Signals) -> None:
-        """For a bad day: SIGSTOP makes the postmaster hang, SIGCONT go on."""
-        self.child.signal(number)
 
     @property
     def _data(self) -> Path:
@@ -173,7 +141,7 @@ class Postgres:
             env=dict(self.child.env),
             cwd="/",
             check=False,
-            timeout=START_TIMEOUT_S,
+            timeout=self.start_timeout_s,
         )
         if done.returncode != 0 or "FATAL" in done.stderr or "ERROR" in done.stderr:
             raise OSError(f"{program} failed: {(done.stdout + done.stderr).strip()[-2000:]}")

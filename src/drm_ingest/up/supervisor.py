@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from drm_ingest.up.child import Child, StartError
+from drm_ingest.up.child import Child, StartFailed
 
 BACKOFF_FIRST_S = 0.25
 BACKOFF_MAX_S = 5.0
@@ -19,7 +19,7 @@ TELL_S = 10.0
 LOG_TRIM_S = 10.0
 
 
-class StopRequestedError(Exception):
+class StopRequested(Exception):
     """A person, or the system, asked us to stop."""
 
 
@@ -64,8 +64,8 @@ class Supervisor:
         """Start these at once and wait until all are ready, telling what it waits for.
 
         Raises:
-            StartError: one ended several times before it was ready; with its last lines.
-            StopRequestedError
+            StartFailed: one ended several times before it was ready; with its last lines.
+            StopRequested
         """
         for member in members:
             self.check_stop()
@@ -78,7 +78,7 @@ class Supervisor:
             now = time.monotonic()
             for member in waiting:
                 if not member.child.alive and member.deaths == START_ATTEMPTS - 1 and member.restart_at is None:
-                    raise StartError(f"{member.name} ended {START_ATTEMPTS} times before it was ready", member.child)
+                    raise StartFailed(f"{member.name} ended {START_ATTEMPTS} times before it was ready", member.child)
                 self._tend(member, now)
                 if now - told_at > TELL_S and member.reason:
                     told_at = now
@@ -89,8 +89,8 @@ class Supervisor:
         """Run a one-shot to its end.
 
         Raises:
-            StartError: it failed; with its last lines.
-            StopRequestedError
+            StartFailed: it failed; with its last lines.
+            StopRequested
         """
         child.start()
         while child.alive:
@@ -100,7 +100,7 @@ class Supervisor:
             time.sleep(POLL_S)
         child.kill()  # and whatever it may have left
         if child.exit_code != 0:
-            raise StartError(f"{child.name} failed with code {child.exit_code}", child)
+            raise StartFailed(f"{child.name} failed with code {child.exit_code}", child)
         self.say(f"[green]✓[/] {child.name}")
 
     def watch(self) -> None:
@@ -140,7 +140,7 @@ class Supervisor:
         try:
             member.prepare()
             self._launch(member)
-        except StopRequestedError:
+        except StopRequested:
             raise
         except Exception as error:  # whatever it is, it may pass: say so and try again
             member.deaths += 1
@@ -163,9 +163,9 @@ class Supervisor:
         member.started_at = time.monotonic()
 
     def check_stop(self) -> None:
-        """Raise StopRequestedError once somebody asked."""
+        """Raise StopRequested once somebody asked."""
         if self.stop_requested:
-            raise StopRequestedError
+            raise StopRequested
 
     def stop(self) -> None:
         """Stop all in reverse order, each in its share of the time; then, or at a second ask, it is killed."""
