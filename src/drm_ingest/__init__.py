@@ -7,8 +7,8 @@ A **device** or an app posts events; `device/send.py` stands in for one and send
 The **edge** takes them. `edge/door.py` speaks HTTP, `edge/websocket.py` WebSocket; both go through `edge/take.py`: it
 asks `edge/credentials.py` who is sending, holds what arrives within `edge/limits.py`, and hands the body to
 `edge/admit.py`: what can never be stored is refused there, event by event, each with its reason (`errors.py`). What
-remains goes by `edge/write.py` to `kafka/writer.py`, and only when Kafka has acknowledged it does the sender get its
-200.
+remains goes by `edge/write.py` to `kafka/writer.py`, which fills batches (`kafka/batch.py`) and sends them in rounds,
+one in flight to each broker (`kafka/leader.py`); only when Kafka has acknowledged its events does a sender get its 200.
 
 **Kafka** keeps it. `kafka/topics.py` names the topics: the ingress topic holds the event's own bytes, with the facts of
 its receipt (`event.py`) in headers. `kafka/reader.py` hands records to the workers and commits only what they say is

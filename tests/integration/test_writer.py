@@ -326,8 +326,9 @@ async def test_a_broker_that_is_gone_fails_all_by_the_deadline_and_the_writer_re
         assert time.monotonic() - back_at < 10
 
 
-async def test_a_partition_without_a_leader_delays_no_other_and_is_written_to_when_it_has_one_again(
-    settings: Settings, private_kafka: Callable[[], Kafka], tmp_path: Path
+@pytest.mark.parametrize("what", [signal.SIGSTOP, signal.SIGKILL], ids=["frozen", "killed"])
+async def test_a_partition_whose_only_broker_is_gone_delays_no_other_and_is_written_to_when_it_is_back(
+    settings: Settings, private_kafka: Callable[[], Kafka], tmp_path: Path, what: signal.Signals
 ) -> None:
     first = await asyncio.to_thread(private_kafka)
     second = SecondBroker(tmp_path / "second", first)
@@ -344,7 +345,7 @@ async def test_a_partition_without_a_leader_delays_no_other_and_is_written_to_wh
         async with writing(settings) as writer:
             for partition in range(3):
                 await send(writer, topic, [b"before"], partition=partition).done()
-            second.kill()
+            second.signal(what)
             until = time.monotonic() + 6
             slowest_s, there, gone = 0.0, 0, []
             while time.monotonic() < until:
@@ -361,7 +362,11 @@ async def test_a_partition_without_a_leader_delays_no_other_and_is_written_to_wh
             assert all(each.delivery.failed for each in settled)
             assert max(each.took_s for each in settled) < 4
             assert writer.ready
-            await asyncio.to_thread(second.start)
+            if what is signal.SIGKILL:
+                second.kill()
+                await asyncio.to_thread(second.start)
+            else:
+                second.signal(signal.SIGCONT)
             while (await send(writer, topic, [b"after"], partition=1).done()).delivery.failed:
                 pass
     finally:

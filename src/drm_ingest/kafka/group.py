@@ -1,6 +1,7 @@
 """Membership in a consumer group: which partitions are ours, from where to read them on, and their records."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from time import monotonic
 
@@ -29,6 +30,7 @@ PARTITION_FETCH_BYTES_MAX = 1024 * 1024
 REBALANCE_TIMEOUT_S = 15  # how long the group waits for a member that still finishes a batch
 REQUEST_TIMEOUT_S = 20  # longer than that, since joining is one request
 COMMIT_TIMEOUT_S = 10
+TELL_TIMEOUT_S = 3
 
 
 class PositionLost(Exception):
@@ -51,6 +53,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
     ) -> None:
         """`on_revoked` is awaited while the partitions are still ours, so commits count until it returns."""
         self.assigned: frozenset[TopicPartition] = frozenset()  # ours, and positioned
+        self.told: frozenset[TopicPartition] = frozenset()  # those that `on_assigned` was called with
         self.positions: dict[TopicPartition, int] = {}  # where they were when they became ours
         self.joined = False
         self.closed = False
@@ -61,6 +64,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         self._on_assigned = on_assigned
         self._on_revoked = on_revoked
         self._unpositioned: frozenset[TopicPartition] | None = None
+        self._telling = asyncio.Lock()
         self._last_poll_ms = 0
         self._consumer: AIOKafkaConsumer
 
@@ -101,7 +105,8 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
 
     def abandon(self) -> None:
         """Nothing is ours any more; what a rebalance under way still does here does not count."""
-        self.assigned, self.joined, self.closed = frozenset(), False, True
+        self.assigned = self.told = frozenset()
+        self.joined, self.closed = False, True
 
     # -- rebalances; aiokafka calls these and only logs what they raise -------------------------------------------
 
@@ -109,10 +114,13 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         """Let the batch under way end; then they are not ours any more."""
         self.joined = False
         self._unpositioned = None
-        if self.assigned:
-            log.info("partitions are given back", group=self._name, partitions=len(self.assigned))
-            await self._on_revoked(self.assigned)
-        self.assigned = frozenset()
+        if self.told:
+            log.info("partitions are given back", group=self._name, partitions=len(self.told))
+            with contextlib.suppress(TimeoutError):  # a callback that hangs must not keep the others waiting
+                async with asyncio.timeout(TELL_TIMEOUT_S), self._telling:
+                    pass
+            await self._on_revoked(self.told)
+        self.assigned = self.told = frozenset()
 
     def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         """Note them; `fetch` positions them, since no heartbeat is sent while this runs.
@@ -182,7 +190,11 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
 
     async def _position(self, partitions: frozenset[TopicPartition]) -> None:
         self.waiting_since = None
-        kept = await self._on_assigned(partitions)
+        async with self._telling:
+            if self._unpositioned is not partitions:
+                return
+            self.told = partitions
+            kept = await self._on_assigned(partitions)
         self.waiting_since = monotonic()
         positions = await self._committed(partitions) if kept is None else {**kept}
         if new := sorted(partitions - positions.keys()):

@@ -28,6 +28,7 @@ FETCH_TIMEOUT_S = 1.0
 FETCH_OTHERS_TIMEOUT_S = 0.1  # while some buffers are full, look again soon whether they got room
 REOPEN_PAUSE_S = 1.0
 WATCH_S = 1.0
+LAG_EVERY_S = 0.5
 SILENT_S = 10.0  # without a word from Kafka: not ready
 STUCK_S = 60.0  # then join anew: a rebalance takes less, and aiokafka can miss the end of one (aiokafka #1154)
 DRAIN_S = 10.0  # a rebalance waits that long for the batch under way; below the group's rebalance timeout
@@ -61,7 +62,7 @@ class Reader:
 
         `on_assigned` is awaited before any record of those partitions is handed out. It may return positions kept
         elsewhere: then the committed ones do not count, and a partition it leaves out is read from its beginning. What
-        it raises, `batches` raises. `on_revoked` is awaited before the partitions go to another.
+        it raises, `batches` raises. `on_revoked` is awaited, with the same partitions, before they go to another.
         """
         self._settings = settings
         self._metrics = metrics
@@ -78,6 +79,7 @@ class Reader:
         self._held: dict[TopicPartition, float] = {}  # since when, monotonic seconds
         self._busy_since: float | None = None  # the worker has a batch
         self._draining = False
+        self._measured_at = 0.0
         self._failure: BaseException | None = None
         self._arrived = asyncio.Event()  # records, or a failure
         self._moved = asyncio.Event()  # the worker: something was taken, released or done
@@ -90,6 +92,7 @@ class Reader:
         """
         await self._group.open()
         self._task = asyncio.create_task(self._keep_reading(), name=f"reader {self._group_name}")
+        self._task.add_done_callback(self._ended)
         await asyncio.sleep(0)  # from here on the task closes what was opened
         return self
 
@@ -214,16 +217,21 @@ class Reader:
             finally:
                 reading.cancel()
                 await asyncio.wait({reading})
-                lost = self.assigned
+                lost = self._group.told
                 self._close(self._group)
                 await self._lose(lost)
             if self._failure is not None:
-                self._arrived.set()
                 return
             log.warning("joining the group anew", group=self._group_name, reason=reason)
             while self._busy_since is not None:  # silent for too long: nothing is read for a worker that hangs
                 await self._next_move(None)
             await self._reopen()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Tell the worker, who would wait for ever otherwise."""
+        if not task.cancelled() and self._failure is None:
+            self._failure = task.exception()
+        self._arrived.set()
 
     async def _watch(self, reading: asyncio.Task[None]) -> str:
         """Return why reading cannot go on; sets `_failure` if it never can."""
@@ -326,6 +334,9 @@ class Reader:
                 await self._moved.wait()
 
     def _measure_lag(self) -> None:
+        if monotonic() - self._measured_at < LAG_EVERY_S:
+            return
+        self._measured_at = monotonic()
         for partition in self.assigned:
             end, done = self._group.end(partition), self._done.get(partition, self._group.positions[partition])
             if end is not None:

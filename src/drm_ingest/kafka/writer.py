@@ -234,10 +234,12 @@ class Writer:
         """Look at the deadlines, a few times a second."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            now = monotonic()
-            for lane in list(self._lanes.values()):  # a callback may append, and so add one
-                self._fail(lane)
-                if lane.open is not None and lane.open.born < now - BATCH_OPEN_MAX_S:
-                    lane.open = None
-                if lane.waiting and lane.leader is None:
-                    self._cluster.refresh_soon()
+            try:
+                for lane in list(self._lanes.values()):  # a callback may append, and so add one
+                    self._fail(lane)
+                    if lane.open is not None and lane.open.born < monotonic() - BATCH_OPEN_MAX_S:
+                        lane.open = None
+                    if lane.waiting and lane.leader is None:
+                        self._cluster.refresh_soon()
+            except Exception:
+                log.exception("the sweep failed in a way nobody foresaw")  # without it no deadline would be kept
