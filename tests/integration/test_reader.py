@@ -273,19 +273,29 @@ async def until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
 
 
 async def test_readers_that_come_and_go_lose_nothing_and_repeat_nothing(settings: Settings, topic: str) -> None:
-    total = 3000
-    await write(settings, topic, range(total))
-    first, second, third = (Worker(settings, topic, batch_s=0.02) for _ in range(3))
+    first, second, third = workers = [Worker(settings, topic, batch_s=0.02) for _ in range(3)]
+    total = 0
+    enough = asyncio.Event()
+
+    async def write_on() -> None:
+        nonlocal total
+        while not enough.is_set():
+            await write(settings, topic, range(total, total + 300))
+            total += 300
+            await asyncio.sleep(0.1)
+
     async with running(first):
+        writing = asyncio.create_task(write_on())
         await until(lambda: len(first.done) > 200)
         async with running(second):
             await until(lambda: len(second.done) > 200)
             assert len(first.reader.assigned) + len(second.reader.assigned) == PARTITIONS
             async with running(third):
                 await until(lambda: len(third.done) > 100)
-        workers = first, second, third
-        await until(lambda: sum(len(worker.done) for worker in workers) >= total)
         await until(lambda: len(first.reader.assigned) == PARTITIONS)
+        enough.set()
+        await writing
+        await until(lambda: sum(len(worker.done) for worker in workers) >= total)
         # A sentinel behind it all: whatever was repeated would come before it.
         await write(settings, topic, range(total, total + PARTITIONS))
         await until(lambda: {*first.done} >= {*range(total, total + PARTITIONS)})
@@ -294,6 +304,7 @@ async def test_readers_that_come_and_go_lose_nothing_and_repeat_nothing(settings
     assert max(counted.values()) == 1
     assert len(first.assigned) >= 3
     assert len(first.revoked) >= 2
+    assert first.assigned[: len(first.revoked)] == first.revoked
 
 
 READ_AND_HANG = """
