@@ -34,17 +34,19 @@ class Admitted:
     results: list[Result] = field(default_factory=list)
     record_bytes: int = 0
     """Keys, values and headers of the records: what the writer needs room for."""
+    accepted: int = 0
+    """How many records there are, or were: whoever has written them lets go of them."""
 
     @property
     def all_rejected(self) -> bool:
         """Whether nothing is left to write although something was sent: answered 422."""
-        return bool(self.received) and not self.records
+        return bool(self.received) and not self.accepted
 
     def answer(self, request_id: str) -> bytes:
         """Return the JSON of the answer: for a 200, or, all rejected, for the 422 (problem+json, with the results)."""
         if not self.results:
-            return b'{"request_id":%b,"accepted":%d,"results":[]}' % (_encode(request_id), len(self.records))
-        answer = {"request_id": request_id, "accepted": len(self.records), "results": self.results}
+            return b'{"request_id":%b,"accepted":%d,"results":[]}' % (_encode(request_id), self.accepted)
+        answer = {"request_id": request_id, "accepted": self.accepted, "results": self.results}
         if self.all_rejected:
             answer = Refusal("all_rejected", "Correct the events as results tell.").body(request_id) | answer
         return _encode(answer)
@@ -128,6 +130,7 @@ class Admit:
             for name, header in headers[2:]:
                 record_bytes += len(name) + len(header)
         admitted.record_bytes = record_bytes
+        admitted.accepted = len(records)
         return self._counted(admitted)
 
     def _counted(self, admitted: Admitted) -> Admitted:

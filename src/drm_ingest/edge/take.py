@@ -89,6 +89,7 @@ class Take:
             raise self.body_too_large()
         if self.limits.body_bytes - counted + length > self.limits.body_bytes_max:
             raise self.overloaded("Too many bodies are arriving at once")
+        self._write.refuse_if_behind(length)
 
     def clock_offset_ms(self, headers: Headers) -> int:
         """Return how far the sender's clock is off by its `Date`; ask when the headers are there, not the body."""

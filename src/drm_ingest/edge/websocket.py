@@ -243,7 +243,7 @@ class Session:
         if admitted is not None:
             if name is None and admitted.results:
                 name = admitted.results[0].id  # the id it was given
-            self._put({"ack": name, "accepted": len(admitted.records), "results": admitted.results}, 1)
+            self._put({"ack": name, "accepted": admitted.accepted, "results": admitted.results}, 1)
         elif refusal is not None and refusal.problem.retry:
             self._put({"retry": name, "after_ms": 1000 * (refusal.retry_after_s or 1)}, 1)
         elif refusal is not None:

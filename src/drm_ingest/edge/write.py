@@ -57,7 +57,7 @@ class Write:
         writing = _Writing(self, admitted, request_id, started, reply)
         if records and not self.writer.room_for(admitted.record_bytes):
             self.settle(len(records), started, known=False)
-            reply(self.refuse(self.overloaded("Kafka is behind and the buffer is full"), request_id))
+            reply(self.refuse(self.behind(), request_id))
             return
         delivery = Delivery(writing.settled)
         append, partition_for, topic = self.writer.append, self.writer.partition_for, self.topic
@@ -67,6 +67,7 @@ class Write:
         except Exception:  # whatever it is, events in flight must come to an outcome
             writing.broken = True
             log.exception("only a part of a request could be written", request_id=request_id)
+        admitted.records = []  # the writer has its own copy; a round that waits for Kafka would double its memory
         delivery.seal()
 
     def settle(self, events: int, started: float, *, known: bool) -> None:
@@ -96,6 +97,19 @@ class Write:
         seconds = self.retry_after_s
         return Refusal("overloaded", f"{why}; send it again in {seconds} s.", retry_after_s=seconds)
 
+    def refuse_if_behind(self, length: int) -> None:
+        """Refuse a body of that many bytes before it is read, while others wait for Kafka and leave no room for it.
+
+        Raises:
+            Refusal: overloaded.
+        """
+        if self.writer.buffered_bytes and not self.writer.room_for(length):
+            raise self.behind()
+
+    def behind(self) -> Refusal:
+        """Return a 503 for what the writer has no room for."""
+        return self.overloaded("Kafka is behind and the buffer is full")
+
     def not_acknowledged(self) -> Refusal:
         """Return a 503 for events whose fate is not known."""
         seconds = self.retry_after_s
@@ -122,7 +136,7 @@ class _Writing:
         """Count and answer, whether the sender is still there or not."""
         write, admitted = self._write, self._admitted
         known = not delivery.failed and not self.broken
-        write.settle(len(admitted.records), self._started, known=known)
+        write.settle(admitted.accepted, self._started, known=known)
         if known:
             self._reply(write.answer(admitted, self._request_id))
         else:
