@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Self
 
 import structlog
-from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka import TopicPartition
 
+from drm_ingest.kafka.buffers import Batches, Buffers
 from drm_ingest.kafka.connection import KafkaUnreachable
 from drm_ingest.kafka.group import Group, OnAssigned, OnRevoked, PositionLost
 from drm_ingest.metrics import Metrics
@@ -21,8 +22,6 @@ from drm_ingest.settings import Settings
 __all__ = ["Batches", "OnAssigned", "OnRevoked", "PositionLost", "Reader"]
 
 log = structlog.get_logger(__name__)
-
-Batches = dict[TopicPartition, list[ConsumerRecord]]
 
 FETCH_TIMEOUT_S = 1.0
 FETCH_OTHERS_TIMEOUT_S = 0.1  # while some buffers are full, look again soon whether they got room
@@ -74,9 +73,8 @@ class Reader:
         self._task: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._records_max = settings.reader_batch_records_max
-        self._buffers: Batches = {}
+        self._buffers = Buffers()
         self._done: dict[TopicPartition, int] = {}  # where to read on from after a failure
-        self._held: dict[TopicPartition, float] = {}  # since when, monotonic seconds
         self._busy_since: float | None = None  # the worker has a batch
         self._draining = False
         self._measured_at = 0.0
@@ -140,12 +138,11 @@ class Reader:
 
     def hold(self, partitions: Iterable[TopicPartition]) -> None:
         """Leave these out of the batches until released."""
-        self._held.update(dict.fromkeys(partitions, monotonic()))
+        self._buffers.hold(partitions)
 
     def release(self, partitions: Iterable[TopicPartition]) -> None:
         """Hand out records of these again."""
-        for partition in partitions:
-            self._held.pop(partition, None)
+        self._buffers.release(partitions)
         self._arrived.set()
         self._moved.set()
 
@@ -169,7 +166,7 @@ class Reader:
         for partition in self.assigned if partitions is None else self.assigned.intersection(partitions):
             self._group.seek(partition, positions[partition])
             self._done[partition] = positions[partition]
-            self._buffers.pop(partition, None)
+            self._buffers.forget(partition)
 
     # -- handing out ----------------------------------------------------------------------------------------------
 
@@ -177,27 +174,11 @@ class Reader:
         while True:
             if self._failure is not None:
                 raise self._failure
-            if batch := self._take(records_max):
+            if not self._draining and (batch := self._buffers.take(records_max)):
                 self._moved.set()
                 return batch
             self._arrived.clear()
             await self._arrived.wait()
-
-    def _take(self, records_max: int) -> Batches:
-        """Take a fair share of every partition, the fuller ones what the others leave."""
-        if self._draining:
-            return {}
-        filled = [(part, records) for part, records in self._buffers.items() if records and part not in self._held]
-        filled.sort(key=lambda item: len(item[1]))
-        batch: Batches = {}
-        for index, (partition, records) in enumerate(filled):
-            share = min(len(records), max(1, records_max // (len(filled) - index)))
-            batch[partition] = records[:share]
-            del records[:share]
-            records_max -= share
-            if not records_max:
-                break
-        return batch
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -244,7 +225,11 @@ class Reader:
                 return repr(error)
             now = monotonic()
             silent_s = self._settings.reader_poll_interval_max_s
-            if any(now - since > silent_s for since in (self._busy_since, *self._held.values()) if since is not None):
+            if any(
+                now - since > silent_s
+                for since in (self._busy_since, *self._buffers.held.values())
+                if since is not None
+            ):
                 return "the worker was silent for longer than DRM_READER_POLL_INTERVAL_MAX_S"
             since = self._group.waiting_since
             if since is not None and now - since > STUCK_S:
@@ -253,16 +238,14 @@ class Reader:
     async def _read(self) -> None:
         while True:
             assigned = self.assigned
-            room = max(self._records_max, 4 * self._records_max // max(1, len(assigned)))
-            roomy = [part for part in assigned if len(self._buffers.get(part, ())) < room]
+            roomy = self._buffers.roomy(assigned, self._records_max)
             if assigned and not roomy:
                 await self._next_move(FETCH_TIMEOUT_S)
                 continue
             all_ = len(roomy) == len(assigned)
             timeout_s = FETCH_TIMEOUT_S if all_ else FETCH_OTHERS_TIMEOUT_S
             got = await self._group.fetch(() if all_ else roomy, timeout_s, self._records_max)
-            for partition, records in got.items():
-                self._buffers.setdefault(partition, []).extend(records)
+            self._buffers.fill(got)
             if got:
                 self._arrived.set()
             self._measure_lag()
@@ -305,7 +288,7 @@ class Reader:
         """Hand out no more and wait for what is under way."""
         self._draining = True
         until = monotonic() + DRAIN_S
-        while not group.closed and (self._busy_since is not None or self._held) and monotonic() < until:
+        while not group.closed and (self._busy_since is not None or self._buffers.held) and monotonic() < until:
             await self._next_move(until - monotonic())
         if not group.closed:
             await self._lose(partitions)
@@ -314,7 +297,6 @@ class Reader:
     async def _lose(self, partitions: frozenset[TopicPartition]) -> None:
         """Forget everything about partitions that go to another."""
         self._buffers.clear()
-        self._held.clear()
         self._done.clear()
         for topic, partition in partitions:
             with contextlib.suppress(KeyError):
