@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 CONNECTIONS = ("DRM_KAFKA_", "DRM_POSTGRES_", "DRM_EDGE_URL")
+TOOLS = {"demo", "doctor", "send", "tail"}  # what speaks to a running `up`, when nothing else is set
 
 cli = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +20,166 @@ cli = typer.Typer(
     help="Device relationship management: device and app events, in real time, on the records of their people.\n\n"
     "Every setting is an environment variable DRM_*; docs/settings.md lists them.",
 )
+
+
+@cli.callback()
+def main(
+    context: typer.Context,
+    data_dir: Annotated[
+        Path, typer.Option(envvar="DRM_DATA_DIR", help="Where tools look for a running `up`.", show_default=True)
+    ] = Path(".drm"),
+) -> None:
+    if context.invoked_subcommand in TOOLS and not any(name.startswith(CONNECTIONS) for name in os.environ):
+        from drm_ingest.up.data_dir import DataDir
+
+        os.environ.update(DataDir(data_dir).published_environment())
+
+
+@cli.command()
+def up(
+    data_dir: Annotated[Path, typer.Option(help="Everything it keeps: data, keys, logs.")] = Path(".drm"),
+    port: Annotated[
+        int, typer.Option(min=1, max=65_532, help="Of the edge; serve, enrich and attach take the next three.")
+    ] = 8080,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="Written when the whole path works: addresses, keys and pids, as JSON.")
+    ] = None,
+) -> None:
+    """Run the whole path on this machine, with a Kafka and a Postgres of its own, until Ctrl-C.
+
+    DRM_KAFKA_BOOTSTRAP and DRM_POSTGRES_DSN make it use yours instead.
+    """
+    try:
+        from drm_ingest.up.command import run
+    except ModuleNotFoundError as missing:
+        raise _failed(f"{missing.name} is not installed: pip install 'drm-ingest[up]'") from None
+    raise typer.Exit(run(data_dir, port, ready_file))
+
+
+@cli.command()
+def edge(
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the port; one a core.")] = 1,
+) -> None:
+    """Take events over HTTP and WebSocket and write them to Kafka, until SIGTERM."""
+    from drm_ingest.edge.command import run
+    from drm_ingest.settings import Settings
+
+    raise typer.Exit(run(Settings(), workers))
+
+
+@cli.command()
+def enrich() -> None:
+    """Correct the time of events, give them context, write them to the topics of their families; until SIGTERM."""
+    from drm_ingest.pipeline.command import run_until_told
+    from drm_ingest.pipeline.enrich import run
+
+    raise typer.Exit(run_until_told("enrich", run))
+
+
+@cli.command()
+def attach() -> None:
+    """Store events from the families' topics in Postgres, each exactly once; until SIGTERM."""
+    from drm_ingest.pipeline.attach import run
+    from drm_ingest.pipeline.command import run_until_told
+
+    raise typer.Exit(run_until_told("attach", run))
+
+
+@cli.command()
+def serve() -> None:
+    """Serve the registry, the records and the timelines, until SIGTERM."""
+    from drm_ingest.serve.app import run
+    from drm_ingest.settings import Settings
+
+    run(Settings())
+
+
+@cli.command()
+def migrate() -> None:
+    """Bring the tables in Postgres up to date; safe to repeat, and to run from several machines at once."""
+    import asyncio
+
+    from asyncpg import PostgresError
+
+    from drm_ingest.postgres.migrate import BadMigrations, MigrationFailed
+    from drm_ingest.postgres.migrate import migrate as apply
+    from drm_ingest.settings import Settings
+
+    try:
+        applied = asyncio.run(apply(Settings().postgres_dsn.get_secret_value()))
+    except (BadMigrations, MigrationFailed) as error:
+        raise _failed(error) from None
+    except (OSError, TimeoutError, PostgresError) as error:
+        raise _failed(f"Postgres cannot be reached: {error}; check DRM_POSTGRES_DSN") from None
+    for name in applied:
+        typer.echo(f"applied {name}")
+    typer.echo("the database is up to date")
+
+
+@cli.command()
+def topics() -> None:
+    """Create the topics that are missing, and check all of them; safe to repeat, changes nothing that is there."""
+    import asyncio
+
+    from drm_ingest.kafka.connection import KafkaUnreachable
+    from drm_ingest.kafka.topics import TopicsWrong, check, create
+    from drm_ingest.schema import BadSchema, Schemas
+    from drm_ingest.settings import Settings
+
+    async def create_and_check() -> list[str]:
+        settings = Settings()
+        families = Schemas.load(settings.schemas_dir).families
+        created = await create(settings, families)
+        await check(settings, families)
+        return created
+
+    try:
+        created = asyncio.run(create_and_check())
+    except (KafkaUnreachable, TopicsWrong, BadSchema) as error:
+        raise _failed(error) from None
+    for name in created:
+        typer.echo(f"created {name}")
+    typer.echo("the topics are as they must be")
+
+
+@cli.command()
+def key(
+    sender: Annotated[str, typer.Argument(help="Who is to hold it; made when it does not exist.")],
+    role: Annotated[Literal["sender", "reader", "admin"], typer.Option(help="Of a sender that is made.")] = "sender",
+) -> None:
+    """Make a key and show it, once: the first admin's, from where Postgres can be reached; others through `serve`."""
+    import asyncio
+
+    from asyncpg import PostgresError
+
+    from drm_ingest.postgres.credentials import ensure_key, new_key
+    from drm_ingest.postgres.pool import connect
+    from drm_ingest.settings import Settings
+
+    async def store(plain: str) -> str:
+        connection = await connect(Settings(), "drm key")
+        try:
+            return await ensure_key(connection, sender, role, plain)
+        finally:
+            await connection.close()
+
+    plain, _hash, _prefix = new_key()
+    try:
+        holds = asyncio.run(store(plain))
+    except (OSError, TimeoutError, PostgresError) as error:
+        raise _failed(f"no key was made: {error}; check DRM_POSTGRES_DSN, and that `migrate` has run") from None
+    typer.echo(f"sender {sender}, role {holds}; this key is not shown again:", err=True)
+    typer.echo(plain)
+
+
+@cli.command()
+def doctor() -> None:
+    """Look at Kafka, its topics, Postgres, its tables, the workers and the clocks, and say what to do; 1 if wrong."""
+    from rich.console import Console
+
+    from drm_ingest.doctor import run
+
+    raise typer.Exit(run(Console(highlight=False)))
 
 
 @cli.command()
@@ -86,165 +247,6 @@ def send(
     raise typer.Exit(send_file(recording, url, key, rate, batch_events, progress_file))
 
 
-TOOLS = {"demo", "doctor", "send", "tail"}  # what speaks to a running `up`, when nothing else is set
-
-
-@cli.callback()
-def main(
-    context: typer.Context,
-    data_dir: Annotated[
-        Path, typer.Option(envvar="DRM_DATA_DIR", help="Where tools look for a running `up`.", show_default=True)
-    ] = Path(".drm"),
-) -> None:
-    if context.invoked_subcommand in TOOLS and not any(name.startswith(CONNECTIONS) for name in os.environ):
-        from drm_ingest.up.data_dir import DataDir
-
-        os.environ.update(DataDir(data_dir).published_environment())
-
-
-@cli.command()
-def up(
-    data_dir: Annotated[Path, typer.Option(help="Everything it keeps: data, keys, logs.")] = Path(".drm"),
-    port: Annotated[
-        int, typer.Option(min=1, max=65_532, help="Of the edge; serve, enrich and attach take the next three.")
-    ] = 8080,
-    ready_file: Annotated[
-        Path | None, typer.Option(help="Written when the whole path works: addresses, keys and pids, as JSON.")
-    ] = None,
-) -> None:
-    """Run the whole path on this machine, with a Kafka and a Postgres of its own, until Ctrl-C.
-
-    DRM_KAFKA_BOOTSTRAP and DRM_POSTGRES_DSN make it use yours instead.
-    """
-    try:
-        from drm_ingest.up.command import run
-    except ModuleNotFoundError as missing:
-        typer.echo(f"{missing.name} is not installed: pip install 'drm-ingest[up]'", err=True)
-        raise typer.Exit(1) from None
-    raise typer.Exit(run(data_dir, port, ready_file))
-
-
-@cli.command()
-def edge(
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the port; one a core.")] = 1,
-) -> None:
-    """Take events over HTTP and WebSocket and write them to Kafka, until SIGTERM."""
-    from drm_ingest.edge.run import run
-    from drm_ingest.settings import Settings
-
-    raise typer.Exit(run(Settings(), workers))
-
-
-@cli.command()
-def enrich() -> None:
-    """Correct the time of events, give them context, write them to the topics of their families; until SIGTERM."""
-    from drm_ingest.pipeline.command import run_until_told
-    from drm_ingest.pipeline.enrich import run
-
-    raise typer.Exit(run_until_told("enrich", run))
-
-
-@cli.command()
-def attach() -> None:
-    """Store events from the families' topics in Postgres, each exactly once."""
-    from drm_ingest.pipeline.attach import run
-    from drm_ingest.pipeline.command import run_until_told
-
-    raise typer.Exit(run_until_told("attach", run))
-
-
-@cli.command()
-def migrate() -> None:
-    """Bring the tables in Postgres up to date; safe to repeat, and to run from several machines at once."""
-    import asyncio
-
-    from asyncpg import PostgresError
-
-    from drm_ingest.postgres.migrate import BadMigrations, MigrationFailed
-    from drm_ingest.postgres.migrate import migrate as apply
-    from drm_ingest.settings import Settings
-
-    try:
-        applied = asyncio.run(apply(Settings().postgres_dsn.get_secret_value()))
-    except (BadMigrations, MigrationFailed) as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
-    except (OSError, TimeoutError, PostgresError) as error:
-        typer.echo(f"Postgres cannot be reached: {error}; check DRM_POSTGRES_DSN", err=True)
-        raise typer.Exit(1) from None
-    for name in applied:
-        typer.echo(f"applied {name}")
-    typer.echo("the database is up to date")
-
-
-@cli.command()
-def topics() -> None:
-    """Create the topics that are missing, and check all of them; safe to repeat, changes nothing that is there."""
-    import asyncio
-
-    from drm_ingest.kafka.connection import KafkaUnreachable
-    from drm_ingest.kafka.topics import TopicsWrong, check, create
-    from drm_ingest.schema import BadSchema, Schemas
-    from drm_ingest.settings import Settings
-
-    async def create_and_check() -> list[str]:
-        settings = Settings()
-        families = Schemas.load(settings.schemas_dir).families
-        created = await create(settings, families)
-        await check(settings, families)
-        return created
-
-    try:
-        created = asyncio.run(create_and_check())
-    except (KafkaUnreachable, TopicsWrong, BadSchema) as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
-    for name in created:
-        typer.echo(f"created {name}")
-    typer.echo("the topics are as they must be")
-
-
-@cli.command()
-def key(
-    sender: Annotated[str, typer.Argument(help="Who is to hold it; made when it does not exist.")],
-    role: Annotated[Literal["sender", "reader", "admin"], typer.Option(help="Of a sender that is made.")] = "sender",
-) -> None:
-    """Make a key and show it, once: the first admin's, from where Postgres can be reached; others through `serve`."""
-    import asyncio
-
-    from asyncpg import PostgresError
-
-    from drm_ingest.postgres.credentials import ensure_key, new_key
-    from drm_ingest.postgres.pool import connect
-    from drm_ingest.settings import Settings
-
-    async def store(plain: str) -> str:
-        connection = await connect(Settings(), "drm key")
-        try:
-            return await ensure_key(connection, sender, role, plain)
-        finally:
-            await connection.close()
-
-    plain, _hash, _prefix = new_key()
-    try:
-        holds = asyncio.run(store(plain))
-    except (OSError, TimeoutError, PostgresError) as error:
-        typer.echo(f"no key was made: {error}; check DRM_POSTGRES_DSN, and that `migrate` has run", err=True)
-        raise typer.Exit(1) from None
-    typer.echo(f"sender {sender}, role {holds}; this key is not shown again:", err=True)
-    typer.echo(plain)
-
-
-@cli.command()
-def doctor() -> None:
-    """Look at Kafka, its topics, Postgres, its tables, the workers and the clocks, and say what to do; 1 if wrong."""
-    from rich.console import Console
-
-    from drm_ingest.doctor import run
-
-    raise typer.Exit(run(Console(highlight=False)))
-
-
 @cli.command()
 def tail(
     type_: Annotated[str, typer.Argument(metavar="TYPE", help="A type, a family of types, or `unclassified`.")],
@@ -299,8 +301,7 @@ def tail(
             )
         )  # fmt: skip
     except (KafkaUnreachable, NothingToTail, BadSchema) as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
+        raise _failed(error) from None
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
     except BrokenPipeError:  # `| head` has seen enough
@@ -328,13 +329,10 @@ def demo(
     raise typer.Exit(run_beside_own_up(context.find_root().params["data_dir"]))
 
 
-@cli.command()
-def serve() -> None:
-    """Serve the registry, the records and the timelines, until SIGTERM."""
-    from drm_ingest.serve.app import run
-    from drm_ingest.settings import Settings
-
-    run(Settings())
+def _failed(message: object) -> typer.Exit:
+    """Tell a person what is wrong; raise what this returns."""
+    typer.echo(str(message), err=True)
+    return typer.Exit(1)
 
 
 if __name__ == "__main__":

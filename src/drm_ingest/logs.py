@@ -18,6 +18,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from drm_ingest.settings import Settings
 
+REQUEST_ID = r"[A-Za-z0-9._:/+=-]{1,64}"
+"""A request id of a sender's own choice is kept when it is one of these: no line of a log breaks at it."""
+
 
 def configure(settings: Settings, process: str) -> None:
     """Send everything that is logged to standard error as JSON lines; call it once, first thing in a process.

@@ -247,7 +247,7 @@ class Door(asyncio.Protocol):
         exchange.reply(self._take.refuse(refusal, request_id))
 
     def _too_slow(self, what: str, seconds: float) -> None:
-        self._refuse_for_good(Refusal("request_timeout", f"Send the {what} of a request within {seconds:g} s."))
+        self._refuse_for_good(self._take.too_slow(what, seconds))
 
     def _discard(self, size: int) -> None:
         self._discarded_bytes += size

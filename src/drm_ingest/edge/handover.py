@@ -42,11 +42,9 @@ class HandedOver(HttpToolsProtocol):
             return
         settings, waited = self._settings, now - self._since
         if self._in_head and waited > settings.request_header_timeout_s:
-            self._refuse(
-                Refusal("request_timeout", f"Send the headers within {settings.request_header_timeout_s:g} s.")
-            )
+            self._refuse(self._take.too_slow("headers", settings.request_header_timeout_s))
         elif waited > settings.request_header_timeout_s + settings.request_body_timeout_s:
-            self._refuse(Refusal("request_timeout", f"Send the body within {settings.request_body_timeout_s:g} s."))
+            self._refuse(self._take.too_slow("body", settings.request_body_timeout_s))
 
     def data_received(self, data: bytes) -> None:
         if self._since is None:

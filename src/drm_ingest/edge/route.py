@@ -60,7 +60,7 @@ async def _body(request: Request, take: Take) -> bytes:
                 limits.body_bytes += len(chunk)
                 held += len(chunk)
     except TimeoutError:
-        raise Refusal("request_timeout", f"Send the body of a request within {seconds:g} s.") from None
+        raise take.too_slow("body", seconds) from None
     finally:
         limits.body_bytes -= held
     return bytes(body)

@@ -20,13 +20,14 @@ from drm_ingest.edge.limits import Limits
 from drm_ingest.edge.write import Reply, Write
 from drm_ingest.errors import Refusal
 from drm_ingest.event import Receipt
+from drm_ingest.logs import REQUEST_ID
 from drm_ingest.settings import Settings
 
 Headers = Mapping[bytes, bytes]
 """Names in lower case."""
 
-_SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,64}")
-_USER_AGENT_CHARS_MAX = 300
+_is_request_id = re.compile(REQUEST_ID.encode()).fullmatch
+_USER_AGENT_CHARACTERS_MAX = 300
 _CORS_LINES = (
     b"access-control-allow-origin: %b\r\nvary: origin\r\naccess-control-expose-headers: retry-after, x-request-id\r\n"
 )
@@ -55,7 +56,7 @@ class Take:
     def request_id(self, headers: Headers) -> str:
         """Return the sender's own `x-request-id` when it is a sane one, else one of ours."""
         theirs = headers.get(b"x-request-id")
-        if theirs is not None and _SANE_REQUEST_ID.fullmatch(theirs):
+        if theirs is not None and _is_request_id(theirs):
             return theirs.decode()
         self._requests_started += 1
         return f"{self._request_prefix}-{self._requests_started:x}"
@@ -183,13 +184,17 @@ class Take:
         most = self.settings.request_header_bytes_max
         return Refusal("headers_too_large", f"Send at most {most} bytes of headers.", limit=most)
 
+    def too_slow(self, what: str, seconds: float) -> Refusal:
+        """Return a 408 that names the limit."""
+        return Refusal("request_timeout", f"Send the {what} of a request within {seconds:g} s.")
+
     def overloaded(self, why: str) -> Refusal:
         """Return a 503 for what was not kept."""
         return self._write.overloaded(why)
 
     def _receipt(self, headers: Headers, credential: Credential, clock_offset_ms: int, request_id: str) -> Receipt:
         agent = headers.get(b"user-agent")
-        agent_text = agent.decode("latin-1")[:_USER_AGENT_CHARS_MAX] if agent else None
+        agent_text = agent.decode("latin-1")[:_USER_AGENT_CHARACTERS_MAX] if agent else None
         return Receipt(datetime.now(UTC), request_id, credential.sender, clock_offset_ms, agent_text)
 
 

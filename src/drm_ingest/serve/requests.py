@@ -11,11 +11,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from drm_ingest.errors import Refusal
+from drm_ingest.logs import REQUEST_ID
 from drm_ingest.metrics import Metrics
 from drm_ingest.serve.problems import answer
 from drm_ingest.settings import Settings
 
-_sane_id = re.compile(r"[A-Za-z0-9._:/+=@-]{1,100}").fullmatch
+_is_request_id = re.compile(REQUEST_ID).fullmatch
 _log = structlog.get_logger("drm_ingest.serve")
 
 
@@ -31,7 +32,7 @@ class Requests:
             return
         headers = Headers(scope=scope)
         sent_id = headers.get("x-request-id", "")
-        request_id = sent_id if _sane_id(sent_id) else secrets.token_hex(8)
+        request_id = sent_id if _is_request_id(sent_id) else secrets.token_hex(8)
         state = scope.setdefault("state", {})
         state["request_id"], state["refused"] = request_id, None
         status, started = 0, time.perf_counter()

@@ -1,4 +1,4 @@
-"""Run the edge as a process: `drm-ingest edge`."""
+"""`drm-ingest edge`: the edge as a process, with its socket, its logs, and what it says when it cannot start."""
 
 import logging
 import resource
