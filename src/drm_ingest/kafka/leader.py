@@ -32,8 +32,9 @@ class Leader:
 
     Its own produce requests rather than aiokafka's producer: that one waits with everything of a broker while one of
     its partitions is retried, stops looking at new batches while any partition has no leader, and asks for metadata in
-    a tight loop meanwhile. It also costs less: 1.2 µs an event of 400 bytes in deliveries of a hundred and 3.9 in single
-    ones, encoding and sending included, where `send_batch` takes 1.9 and 5.3 (loadtests/writer.py; produce.py says why).
+    a tight loop meanwhile. It also costs less: 1.2 µs an event of 400 bytes in deliveries of a hundred and 3.9 in
+    single ones, encoding and sending included, where `send_batch` takes 1.9 and 5.3 (loadtests/writer.py measures it,
+    produce.py says why).
     """
 
     def __init__(
