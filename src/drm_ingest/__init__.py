@@ -2,34 +2,60 @@
 
     device ──▶ edge ──▶ kafka ──▶ pipeline ──▶ postgres ──▶ serve ──▶ people
 
-A **device** or an app posts events; `device/send.py` stands in for one and sends recordings.
+Files are named as an event meets them, each in the folder that its paragraph, or the one before, begins with.
 
-The **edge** takes them. `edge/door.py` speaks HTTP, `edge/websocket.py` WebSocket; both go through `edge/take.py`: it
-asks `edge/credentials.py` who is sending, holds what arrives within `edge/limits.py`, and hands the body to
-`edge/admit.py`: what can never be stored is refused there, event by event, each with its reason (`errors.py`). What
-remains goes by `edge/write.py` to `kafka/writer.py`, which fills batches (`kafka/batch.py`) and sends them in rounds,
-one in flight to each broker (`kafka/leader.py`); only when Kafka has acknowledged its events does a sender get its 200.
+A **device** or an app posts events. Here a recording stands in for one: `recording.py` reads its lines as events,
+`send.py` sends them until each has its answer. `command.py` is `drm-ingest send`, and `demo.py` tells the story of two
+customers with it.
 
-**Kafka** keeps it. `kafka/topics.py` names the topics: the ingress topic holds the event's own bytes, with the facts of
-its receipt (`event.py`) in headers. `kafka/reader.py` hands records to the workers and commits only what they say is
-durable; what cannot go on is kept with its reason by `kafka/dead_letters.py`.
+The **edge** takes them. `command.py` starts it, or several of it on one port (`workers.py`); `app.py` puts it together,
+and `server.py` is uvicorn with a shutdown that finishes what it began. A connection meets `door.py`: `request.py` finds
+head and body in its bytes, `arrival.py` decides as they come, and `limits.py` bounds what all connections hold.
+Whatever is not `POST /v1/events` goes on to FastAPI (`handover.py`), where `websocket.py` has the same path, `route.py`
+is the door for other servers, and `openapi.py` and `asyncapi.py` describe it all.
 
-The **pipeline** gives it meaning. `pipeline/enrich.py` corrects its time and adds the context that
-`pipeline/directory.py` remembers (the device's model, the parties who held a role on it at that time) and writes it to
-the topic of its family, which product teams subscribe to and `drm-ingest tail` shows. `pipeline/attach.py` reads the
-families and makes each event durable in Postgres exactly once, with the position it has reached, in one transaction.
+Whichever way it came, `take.py` takes it: `credentials.py` tells who is sending, `clock.py` whether their clock is off,
+and `admit.py` what of the body can be kept. The body is decompressed (`decompress.py`) and split into events
+(`split.py`), or made one of headers and data (`binary.py`). Then `judge.py` takes each event through the rules:
+`decode.py` reads its envelope, `check.py` holds its attributes to CloudEvents, `examine.py` finds what Postgres could
+never hold, `schema.py` knows what its data must look like, and `violation.py` says what to change in it. A refused
+event gets its reason (`errors.py`) and is kept nowhere. The others go by `write.py` to Kafka, and only when Kafka has
+acknowledged them does `answer.py` say 200; `replies.py` keeps the answers in the order of the requests.
 
-**Postgres** holds it. `postgres/events.py` inserts events, their identities and the day counts;
-`postgres/relationships.py` says who held which role when; `postgres/records.py` puts a party's record together from the
-two when it is read, so that a correction learnt late is right at once. `postgres/migrate.py` brings the tables.
+**Kafka** keeps it. `topics.py` names the topics: the ingress topic holds the event's own bytes, with the facts of its
+receipt (`event.py`) in headers. `writer.py` appends it to a batch (`batch.py`) of the partition that its subject hashes
+to (`partition.py`); `cluster.py` knows who leads that partition, `leader.py` sends each leader one round at a time, and
+`produce.py` lays the request out. `connection.py` is how every client of ours connects. On the way out `group.py` is
+our membership in a consumer group, `buffers.py` shares out what was fetched, and `reader.py` hands it to a worker and
+commits only what the worker says is durable. What can go no further is kept with its reason by `dead_letters.py`.
+`tail.py` shows people what passes.
 
-**serve** shows it to people and their programs: `serve/app.py` opens the registry (`serve/senders.py`,
-`serve/parties.py`, `serve/devices.py`, `serve/relationships.py`), the records and timelines (`serve/records.py`), and
-what became of a single event (`serve/events.py`).
+The **pipeline** gives it meaning. `command.py` runs its two workers. `enrich.py` reads the ingress topic, each
+partition in order: `directory.py` brings the context of the subjects in a batch (`context.py`: the device's model, the
+parties who held a role on it then), and `steps.py` takes each record on from there. `ingress.py` reads it, it is placed
+in time, `remembered.py` knows a retry, `user_agent.py` tells the app, and `splice.py` adds all of it without touching
+what the sender wrote. So it comes into the topic of its family, which product teams subscribe to. `attach.py` reads the
+families: `follow.py` sees that no offset is missing, `decode.py` makes rows of the records, and a batch becomes durable
+in Postgres with the position it has reached, in one transaction; `bury.py` writes its dead letters before that commits.
+`accounts.py` counts what became of each event, and `keep.py` waits for Postgres and keeps its partitions.
 
-`up/supervisor.py` starts all of this on one machine, with a Kafka and a Postgres of its own.
+**Postgres** holds it, through connections whose every wait has an end (`pool.py`), in tables that `migrate.py` brings.
+`events.py` is that transaction: `positions.py` moves the position, by its owner alone; `rows.py` packs identities and
+events for COPY; `days.py` adds them to the day counts of their subject. `partitions.py` makes months and drops them.
+Beside the path, `credentials.py` holds the keys for the edge, and `directory.py` answers enrich who a device is and
+whose. `registry.py` has senders, parties and devices, `relationships.py` who held which role when, and `records.py`
+puts a party's record together from all of it when it is read, so that a correction learnt late is right at once;
+`fates.py` tells what became of a single event.
 
-Every event that a process receives ends with exactly one `Outcome` (`outcome.py`), which is the label of its metric
-(`metrics.py`). Every bound has its place in `settings.py`. `__main__.py` is the command line: the command picks the
-process.
+**serve** shows it to people and their programs. `app.py` opens the rooms. `requests.py` gives each request an id and a
+bound, `access.py` asks who it is and lends it a connection, `problems.py` answers what goes wrong; `shapes.py` and
+`pages.py` are the fields and the cursors that the rooms share. `senders.py`, `parties.py`, `devices.py` and
+`relationships.py` are the registry, `records.py` the records and timelines, `events.py` an event and its fate.
+
+**up** starts all of this on one machine, with a Kafka and a Postgres of its own; `up/__init__.py` names its files.
+
+`__main__.py` is the command line: the command picks the process. Every bound of every process is in `settings.py`. Each
+event that a process receives ends with exactly one outcome (`outcome.py`), the label of its metric (`metrics.py`);
+`health.py` tells whether the process could do its work, `logs.py` how it writes what it sees. `doctor.py` looks at
+everything, through `kafka/probe.py` and `postgres/probe.py`, and says what to do.
 """

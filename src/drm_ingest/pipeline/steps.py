@@ -1,6 +1,6 @@
 """The steps of enrichment, in order: a record of the ingress topic becomes an event of its family, or a dead letter.
 
-read ─▶ place in time ─▶ family ─▶ context ─▶ user agent ─▶ a retry? ─▶ splice ─▶ append
+read ─▶ place in time ─▶ family ─▶ context ─▶ a retry? ─▶ user agent ─▶ splice ─▶ append
 """
 
 from collections.abc import Sequence
