@@ -128,6 +128,11 @@ class Refusal(Exception):
         self.retry_after_s = retry_after_s
         self.members = members
 
+    def untraced(self) -> Self:
+        """Return itself without where it was raised: whoever keeps it would keep those frames, and bodies with them."""
+        self.__traceback__ = self.__context__ = None
+        return self
+
     def body(self, request_id: str) -> dict[str, object]:
         """Return the problem document (RFC 9457)."""
         return {

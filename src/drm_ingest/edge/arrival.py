@@ -78,7 +78,7 @@ class Arrival(Request):
             exchange.reply(take.refuse(refusal, request_id))
 
     def _refuse(self, refusal: Refusal) -> None:
-        self.refusal = refusal
+        self.refusal = refusal.untraced()
         self.wanted = False
 
     def _release(self) -> None:

@@ -254,6 +254,7 @@ class Session:
         self._outbox.put_nowait((msgspec.json.encode(message), acknowledges))
 
     def _leave(self, closing: Closing) -> None:
+        closing.__traceback__ = closing.__context__ = None  # its frames hold the message, as long as the client stays
         self._leaving = True
         self._outbox.put_nowait(closing)
 

@@ -90,7 +90,7 @@ class Write:
         """Count a refusal of a whole request and return its answer."""
         self._refusals[refusal.problem.code].inc()
         self._requests[refusal.problem.status].inc()
-        return Answer(refusal.problem.status, request_id, None, refusal)
+        return Answer(refusal.problem.status, request_id, None, refusal.untraced())
 
     def overloaded(self, why: str) -> Refusal:
         """Return a 503 for what was not kept."""
