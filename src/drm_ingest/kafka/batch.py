@@ -103,7 +103,7 @@ class Batch:
 class Lane:
     """One partition: its batches waiting, oldest first, and the one in flight; never two, so order holds."""
 
-    __slots__ = ("blocked_until", "error", "in_flight", "key", "leader", "open", "partition", "topic", "waiting")
+    __slots__ = ("blocked", "error", "in_flight", "key", "leader", "open", "partition", "topic", "waiting")
 
     def __init__(self, topic: str, partition: int) -> None:
         self.topic = topic
@@ -113,7 +113,7 @@ class Lane:
         self.open: Batch | None = None  # the last of those waiting, while it takes more records
         self.in_flight: Batch | None = None
         self.leader: int | None = None  # the broker it is queued at
-        self.blocked_until = 0.0  # after a failure, monotonic seconds
+        self.blocked = False  # for a moment after a failure
         self.error: BaseException | None = None  # the last one
 
     def take(self) -> Batch:

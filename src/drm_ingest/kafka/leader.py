@@ -95,6 +95,9 @@ class Leader:
 
     async def _send(self) -> bool:
         """Send one round; False if the broker did not answer."""
+        if not self.lanes:  # nothing, or it went to another leader; the broker may be gone for good
+            self._work.clear()
+            return True
         connection = self._connection
         if connection is None or not connection.connected():
             try:
@@ -116,11 +119,10 @@ class Leader:
         """Take the oldest batch of each lane, in turn when all are too much for one request."""
         round_: Round = {}
         bytes_ = 0
-        now = monotonic()
         for lane in list(self.lanes):
             del self.lanes[lane]
-            if not lane.waiting or lane.blocked_until > now:
-                continue  # whoever blocked it adds it again
+            if not lane.waiting or lane.blocked:
+                continue  # what unblocks it adds it again
             batch = lane.take()
             round_[lane.key] = lane, batch
             bytes_ += batch.bytes
@@ -176,8 +178,13 @@ class Leader:
             self._on_done(lane, batch, lane.error)
         else:
             lane.waiting.appendleft(batch)
-        lane.blocked_until = monotonic() + RETRY_PAUSE_S
-        asyncio.get_running_loop().call_later(RETRY_PAUSE_S, self._on_free, lane)
+        lane.blocked = True
+        asyncio.get_running_loop().call_later(RETRY_PAUSE_S, self._unblock, lane)
+
+    def _unblock(self, lane: Lane) -> None:
+        # By the timer alone and never by the clock: uvloop's timers are up to a millisecond early.
+        lane.blocked = False
+        self._on_free(lane)
 
     def _fails(self, error: BaseException) -> None:
         if self._acknowledges:
