@@ -108,6 +108,11 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         self.assigned = self.told = frozenset()
         self.joined, self.closed = False, True
 
+    @property
+    def positioning(self) -> bool:
+        """Whether partitions were given to us that are not in `assigned` yet: where to read on is still being asked."""
+        return self._unpositioned is not None
+
     # -- rebalances; aiokafka calls these and only logs what they raise -------------------------------------------
 
     async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:

@@ -112,6 +112,11 @@ class Reader:
         return self._group.assigned
 
     @property
+    def positioning(self) -> bool:
+        """Whether the group has given us partitions that are not among the assigned ones yet."""
+        return self._group.positioning
+
+    @property
     def ready(self) -> bool:
         """Whether the group has given us our share (it may be none) and Kafka answers."""
         since = self._group.waiting_since

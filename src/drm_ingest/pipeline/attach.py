@@ -167,6 +167,7 @@ class Worker:
             self._fail(str(error) or type(error).__name__)
             return {}
         self._followed.claim(claimed)
+        self._trouble = None
         log.info("partitions taken", partitions=len(claimed), begun=len(_seekable(claimed)))
         return _seekable(claimed)
 
@@ -186,7 +187,13 @@ class Worker:
             log.info("partitions given up", partitions=len(partitions))
 
     async def _settle(self) -> None:
-        """Claim what the group has given us, and read from there."""
+        """Claim what the group has given us, and read from there.
+
+        Raises:
+            OutOfStep: that is not in place yet; a claim now would miss it, and nobody would make another.
+        """
+        if self._reader.positioning:
+            raise OutOfStep("the reader is not in place yet")
         self._share = share = self._share + 1
         self._followed.leave(self._followed.partitions)
         self._unsettled.clear()
