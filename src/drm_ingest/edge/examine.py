@@ -50,6 +50,18 @@ def refuse_unstorable(value: bytes) -> None:
             return
 
 
+def refuse_unreadable(value: bytes) -> None:
+    """Refuse what a strict reader of the whole event would not take.
+
+    Raises:
+        Rejected: malformed_event, text_not_storable, number_out_of_range.
+    """
+    try:
+        orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        raise reason(value, error) from None
+
+
 def refuse_too_deep(value: bytes, depth_max: int) -> None:
     """Count the levels of JSON, the event itself being the first.
 

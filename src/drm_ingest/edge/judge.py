@@ -3,6 +3,7 @@
 size → depth → decode → storable → type → subject → time → data against its schema → identity → record
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,7 +17,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from drm_ingest.edge.check import check_party, own_subject
 from drm_ingest.edge.credentials import Credential
 from drm_ingest.edge.decode import decode
-from drm_ingest.edge.examine import id_of, odd, reason, refuse_too_deep, refuse_unstorable
+from drm_ingest.edge.examine import id_of, odd, reason, refuse_too_deep, refuse_unreadable, refuse_unstorable
 from drm_ingest.errors import EventCode, Rejected
 from drm_ingest.event import (
     HEADER_ASSIGNED,
@@ -39,6 +40,7 @@ Record = tuple[bytes, bytes, Headers]
 """Key (the subject), value (the event's own bytes) and headers, for the ingress topic."""
 
 _loads = orjson.loads
+_escaped_letter = re.compile(rb"\\u00[67]").search  # which hardly any encoder writes
 _encode: Callable[[object], bytes] = msgspec.json.Encoder().encode
 
 
@@ -62,6 +64,8 @@ class Request:
     receipt_header: tuple[str, bytes]
     odd: bool
     """Some event may hold what decoders let through and Postgres does not."""
+    escaped: bool
+    """Some event may have a `data` whose name is written in escapes."""
     latest: datetime
     """What happens later, by a clock that is right, is too far in the future."""
     results: list[Result]
@@ -80,7 +84,8 @@ class Judge:
     def request(self, credential: Credential, receipt: Receipt, body: bytes) -> Request:
         """Return what the events of a request have in common; `body` holds the bytes of all of them."""
         latest = receipt.received_at + self._future_max
-        return Request(credential, receipt, (HEADER_RECEIPT, _encode(receipt)), odd(body), latest, [])
+        escaped = b"\\u00" in body and _escaped_letter(body) is not None
+        return Request(credential, receipt, (HEADER_RECEIPT, _encode(receipt)), odd(body), escaped, latest, [])
 
     def record(self, index: int, value: bytes, request: Request) -> Record:
         """Take one event through all the rules; what there is to say of an accepted one goes to the results.
@@ -117,7 +122,7 @@ class Judge:
 
         time = event.time
         clamped = time is not None and self._is_too_far_ahead(time, request)
-        data = _checked(event.data, schema, type_, value)
+        data = _checked(event.data, schema, type_, value, request)
         id_ = event.id or (token_hex(16) if time is None else derived_id(subject, type_, time, data))
 
         headers = [request.receipt_header, (HEADER_CONTENT_HASH, content_hash(type_, time, data))]
@@ -167,12 +172,16 @@ def rejection(index: int, rejected: Rejected, value: bytes = b"") -> Result:
     return Result(index, "rejected", rejected.code, rejected.detail, id_, rejected.pointer)
 
 
-def _checked(raw: Raw | UnsetType, schema: Schema | None, type_: str, value: bytes) -> bytes | memoryview:
+def _checked(
+    raw: Raw | UnsetType, schema: Schema | None, type_: str, value: bytes, request: Request
+) -> bytes | memoryview:
     """Return the bytes of `data`, none where there is none, checked against the schema of its type."""
     if raw is UNSET:
         if schema is not None and schema.data_required:
             raise Rejected(EventCode.SCHEMA_VIOLATION, "/data", f"data is missing; {type_} needs it.")
         return b""
+    if request.escaped or value.count(b'"data"') > 1:  # perhaps given twice; of the first nothing is known yet
+        refuse_unreadable(value)
     data = memoryview(raw)
     try:
         content = _loads(data)

@@ -25,7 +25,8 @@ def splice(event: bytes, fragments: tuple[bytes, ...]) -> bytes:
 def without(event: bytes, names: Container[str]) -> bytes:
     """Return the event without some of its members: an explicit null would else be there beside the value assigned.
 
-    The bytes of all other values stay as they are; white space around them goes.
+    Of a member given twice the last stays. The bytes of the values that stay are as they were; white space around them
+    goes.
     """
     members = msgspec.json.decode(event, type=dict[str, msgspec.Raw])
     return msgspec.json.encode({name: value for name, value in members.items() if name not in names})
