@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from drm_ingest.up.data_dir import DataDir
 from drm_ingest.up.kafka import Kafka
 from drm_ingest.up.ports import is_free
 
@@ -72,10 +73,12 @@ class Running:
         return list(psutil.Process(self.process.pid).children(recursive=True))
 
     def interrupt(self) -> float:
-        """Ctrl-C: to the whole foreground group, as a terminal sends it; returns how long it took."""
+        """Ctrl-C, passed on twice, as by a terminal and by make; returns how long it took."""
         assert self.process is not None
         began = time.monotonic()
-        os.killpg(self.process.pid, signal.SIGINT)
+        for _ in range(2):
+            os.killpg(self.process.pid, signal.SIGINT)
+            time.sleep(0.1)
         self.process.wait(60)
         return time.monotonic() - began
 
@@ -231,6 +234,8 @@ async def test_ctrl_c_leaves_nothing_running_and_a_new_start_finds_data_and_keys
 ) -> None:
     up = make_up()
     before = up.ready
+    published = DataDir(up.folder / "data").published_environment()
+    assert published["DRM_KAFKA_BOOTSTRAP"] == before["kafka_bootstrap"]
     sent = up.send("meter-2", 19)
     assert await _stored(before["postgres_dsn"], "meter-2") == [sent]
     everybody = up.everybody()
@@ -244,8 +249,10 @@ async def test_ctrl_c_leaves_nothing_running_and_a_new_start_finds_data_and_keys
     stopped = [line.split()[0] for line in up.output.splitlines() if " stopped after " in line]
     assert stopped == ["serve", "attach", "enrich", "edge", "postgres", "kafka"]
 
+    up.environment |= published
     up.start()
     after = up.ready
+    assert None not in after["pids"].values()
     assert (after["sender_key"], after["admin_key"]) == (before["sender_key"], before["admin_key"])
     assert await _stored(after["postgres_dsn"], "meter-2") == [sent]
     again = up.send("meter-3", 18)
@@ -265,6 +272,9 @@ async def test_two_run_side_by_side_and_one_with_a_kafka_and_a_database_that_are
     ready = other.ready
     assert (ready["kafka_bootstrap"], ready["postgres_dsn"]) == (kafka.bootstrap, database)
     assert (ready["pids"]["kafka"], ready["pids"]["postgres"]) == (None, None)
+    assert "Kafka is yours: DRM_KAFKA_BOOTSTRAP is set" in other.output
+    assert "Postgres is yours: DRM_POSTGRES_DSN is set" in other.output
+    assert "yours" not in up.output
     here, there = up.send("only-here", 1), other.send("only-there", 2)
     assert await _stored(up.ready["postgres_dsn"], "only-here") == [here]
     assert await _stored(database, "only-there") == [there]

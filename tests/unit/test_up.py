@@ -2,8 +2,14 @@
 
 import json
 import shlex
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 
 from drm_ingest.schema import Schemas
+from drm_ingest.up.command import Up
 from drm_ingest.up.fetch import pinned
 from drm_ingest.up.greeting import curl
 from drm_ingest.up.kafka import new_cluster_id
@@ -54,3 +60,37 @@ def test_last_words_say_what_happened_and_not_the_json_around_it() -> None:
 
 def test_last_words_are_short() -> None:
     assert [len(line) for line in readable(["x" * 10_000])] == [LINE_CHARACTERS_MAX]
+
+
+@pytest.fixture
+def make_up(tmp_path: Path) -> Callable[..., Up]:
+    def make(**environment: str) -> Up:
+        return Up(tmp_path / "data", 18_000, None, environment)
+
+    return make
+
+
+def test_what_an_up_published_does_not_make_the_next_one_use_a_kafka_that_is_gone(make_up: Callable[..., Up]) -> None:
+    first = make_up(DRM_POSTGRES_DSN="postgresql://mine/drm", DRM_LOG_LEVEL="DEBUG", HOME="/home/ada")
+    first.environment |= {"DRM_KAFKA_BOOTSTRAP": "127.0.0.1:4001", "DRM_EDGE_PORT": "18000"}
+    published = first.tool_environment()
+    again = make_up(**published, HOME="/home/ada")
+    assert again.given == {
+        "DRM_POSTGRES_DSN": "postgresql://mine/drm", "DRM_LOG_LEVEL": "DEBUG", "HOME": "/home/ada",
+    }  # fmt: skip
+    own = make_up(**published | {"DRM_KAFKA_BOOTSTRAP": "kafka.example:9092"})
+    assert own.given["DRM_KAFKA_BOOTSTRAP"] == "kafka.example:9092"
+
+
+def test_a_signal_passed_on_twice_asks_once_and_a_later_one_kills(
+    make_up: Callable[..., Up], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up, now = make_up(), 100.0
+    monkeypatch.setattr("drm_ingest.up.command.time.monotonic", lambda: now)
+    up.on_signal(signal.SIGTERM, None)
+    now += 0.9
+    up.on_signal(signal.SIGTERM, None)
+    assert (up.supervisor.stop_requested, up.supervisor.kill_requested) == (True, False)
+    now += 0.2
+    up.on_signal(signal.SIGTERM, None)
+    assert up.supervisor.kill_requested

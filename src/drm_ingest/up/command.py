@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
@@ -38,8 +39,25 @@ KEYS = {"sender_key": ("quickstart", "sender"), "admin_key": ("admin", "admin")}
 # How long each may take to stop, in seconds: in all less than the 15 that a person waits.
 SHARES_S = {"edge": 3.0, "enrich": 2.0, "attach": 2.5, "serve": 2.0, "kafka": 2.5, "postgres": 2.0}
 DRAIN_TIMEOUT_S = 2.0  # what our processes are told; below their share
+AGAIN_S = 1.0  # a terminal, make and a shell each pass a signal on: within that it is the same request
 OPEN_FILES = 65_536
 EXAMPLE_TYPE = "device.measurement"
+
+
+MADE = "DRM_UP_MADE"
+"""In the environment that an `up` published: what of it, as a JSON object, was its own choice and not a person's."""
+
+
+def not_made_by_up(environment: Mapping[str, str]) -> dict[str, str]:
+    """Leave out what an `up` published and a shell then loaded: "mine" is not what an earlier run has chosen.
+
+    A variable that was set to something else since is a person's again.
+    """
+    try:
+        made = json.loads(environment.get(MADE, "{}"))
+    except ValueError:
+        made = {}
+    return {name: value for name, value in environment.items() if name != MADE and made.get(name) != value}
 
 
 class Up:
@@ -49,11 +67,13 @@ class Up:
         self.data_dir = DataDir(data_dir.absolute())
         self.port = port
         self.ready_files = {self.data_dir.ready_file, *([ready_file.absolute()] if ready_file else [])}
-        self.environment = {"PYTHONUNBUFFERED": "1", **environment}
+        self.given = not_made_by_up(environment)
+        self.environment = {"PYTHONUNBUFFERED": "1", **self.given}
         self.console = Console()
         self.supervisor = Supervisor(self.console, on_change=self.publish)
         self.complete = False
         self.fetching = False
+        self.asked_to_stop_at: float | None = None
 
     def run(self) -> int:
         """Return the exit code: 0 after a stop that was asked for, 1 when something could not be started."""
@@ -78,8 +98,12 @@ class Up:
         return 0 if failure is None else self.complain(failure)
 
     def on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        """The first asks for a stop, the second kills."""
-        self.supervisor.kill_requested = self.supervisor.stop_requested
+        """The first asks for a stop; a second one, not the same request passed on, kills."""
+        now = time.monotonic()
+        if self.asked_to_stop_at is None:
+            self.asked_to_stop_at = now
+        elif now - self.asked_to_stop_at > AGAIN_S:
+            self.supervisor.kill_requested = True
         self.supervisor.stop_requested = True
         if self.fetching:
             self.fetching = False
@@ -113,7 +137,9 @@ class Up:
         ports = self.data_dir.ports(["kafka", "kafka_controller", "postgres"], taken=ours)
         kafka = postgres = None
         members = []
-        if "DRM_KAFKA_BOOTSTRAP" not in self.environment:
+        if "DRM_KAFKA_BOOTSTRAP" in self.given:
+            self.say_whose("Kafka", "DRM_KAFKA_BOOTSTRAP")
+        else:
             kafka = Kafka(
                 self.data_dir.path / "kafka",
                 port=ports["kafka"],
@@ -122,7 +148,9 @@ class Up:
                 console=self.console,
             )
             members.append(self.server("kafka", kafka, self.interruptible(kafka.prepare)))
-        if "DRM_POSTGRES_DSN" not in self.environment:
+        if "DRM_POSTGRES_DSN" in self.given:
+            self.say_whose("Postgres", "DRM_POSTGRES_DSN")
+        else:
             folder = self.data_dir.path / "postgres"
             postgres = Postgres(folder, port=ports["postgres"], log_file=self.data_dir.log_file("postgres"))
             members.append(self.server("postgres", postgres, postgres.prepare))
@@ -133,6 +161,9 @@ class Up:
                 self.environment[name] = "1"
         if postgres is not None:
             self.environment["DRM_POSTGRES_DSN"] = postgres.dsn
+
+    def say_whose(self, server: str, variable: str) -> None:
+        self.say(f"  {server} is yours: {variable} is set (unset it, and up starts one of its own)")
 
     def server(self, name: str, server: Server, prepare: Callable[[], None]) -> Member:
         def not_ready() -> str | None:
@@ -212,12 +243,14 @@ class Up:
     def tool_environment(self) -> dict[str, str]:
         """What a tool needs to know of this runtime: our settings, and where and as whom to ask."""
         own = {name: value for name, value in self.environment.items() if name.startswith("DRM_")}
-        return own | {
+        told = own | {
             "DRM_EDGE_URL": self.url("edge"),
             "DRM_SERVE_URL": self.url("serve"),
             "DRM_SENDER_KEY": self.data_dir.key("sender_key"),
             "DRM_ADMIN_KEY": self.data_dir.key("admin_key"),
         }
+        made = {name: value for name, value in told.items() if self.given.get(name) != value}
+        return told | {MADE: json.dumps(made)}
 
     def greet(self, settings: Settings) -> None:
         family = Schemas.load(settings.schemas_dir).family(EXAMPLE_TYPE)
