@@ -130,6 +130,9 @@ class Settings(BaseSettings):
 
     # -- what people see ----------------------------------------------------------------------------------------
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_refusals_per_s_max: Count = Field(
+        20, description="lines of a process of the edge about what it refused; more are counted and left out"
+    )
     schemas_dir: Path | None = Field(None, description="default: the schemas shipped with the package")
 
     @model_validator(mode="after")

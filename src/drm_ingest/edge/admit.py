@@ -38,6 +38,11 @@ class Admitted:
     """How many records there are, or were: whoever has written them lets go of them."""
 
     @property
+    def rejected(self) -> int:
+        """How many events were refused."""
+        return self.received - self.accepted
+
+    @property
     def all_rejected(self) -> bool:
         """Whether nothing is left to write although something was sent: answered 422."""
         return bool(self.received) and not self.accepted

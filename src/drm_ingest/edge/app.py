@@ -22,6 +22,7 @@ from drm_ingest.edge.credentials import Credentials
 from drm_ingest.edge.limits import Limits
 from drm_ingest.edge.server import Server
 from drm_ingest.edge.take import Take
+from drm_ingest.edge.tell import Tell
 from drm_ingest.edge.websocket import Sessions
 from drm_ingest.edge.workers import Siblings
 from drm_ingest.edge.write import Write
@@ -54,9 +55,10 @@ async def serve(settings: Settings, bound: socket.socket, siblings: Siblings | N
     writer = Writer(settings, metrics)
     admit = Admit(settings, schemas, metrics)
     ingress = Topics.of(settings).ingress
+    tell = Tell(settings, credentials)
 
     def take(transport: str) -> Take:
-        return Take(settings, limits, credentials, admit, Write(settings, writer, ingress, metrics, transport))
+        return Take(settings, limits, credentials, admit, Write(settings, writer, ingress, metrics, transport), tell)
 
     def ready() -> str | None:
         """Say why no event could be acknowledged now, if so."""
@@ -112,6 +114,11 @@ def build(settings: Settings, take: Take, sessions: Sessions, health_routes: API
         request_id = take.request_id(dict(request.headers.raw))
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "malformed_request")
         answer = take.refuse(Refusal(code, openapi.REMEDIES.get(code, str(error.detail))), request_id)
+        take.tell.answered(
+            answer,
+            client=request.client.host if request.client else None,
+            authorization=request.headers.get("authorization", "").encode("latin-1"),
+        )
         content = answer.body()
         headers = {name.decode(): value.decode() for name, value in answer.headers(content)}
         return Response(content, answer.status, {**(error.headers or {}), **headers})

@@ -68,6 +68,7 @@ class Arrival(Request):
         """The request is complete: take it; `exchange` gets its answer. Then this is the next request."""
         take, headers, refusal, request_id = self._take, self.headers, self.refusal, self.request_id
         body = self.body()
+        self.tell(exchange)
         self._release()
         self.begin()
         if refusal is None and len(body) > take.settings.request_body_bytes_max:
@@ -76,6 +77,11 @@ class Arrival(Request):
             take.body(headers, body, self._credential, self._clock_offset_ms, request_id, exchange.reply)
         else:
             exchange.reply(take.refuse(refusal, request_id))
+
+    def tell(self, exchange: Exchange) -> None:
+        """Note what a line in the log needs."""
+        exchange.authorization = self.headers.get(b"authorization")
+        exchange.body_bytes = self.body_bytes
 
     def _refuse(self, refusal: Refusal) -> None:
         self.refusal = refusal.untraced()

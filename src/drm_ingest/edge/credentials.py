@@ -14,7 +14,7 @@ import asyncpg
 import structlog
 
 from drm_ingest.metrics import Metrics
-from drm_ingest.postgres.credentials import StoredKeys, key_hash
+from drm_ingest.postgres.credentials import KEY_PREFIX, PREFIX_CHARACTERS, StoredKeys, key_hash
 from drm_ingest.settings import Settings
 
 _HEADERS_MAX = 10_000  # remembered as they came, to save hashing the same key again and again
@@ -129,6 +129,13 @@ class Credentials:
                 self._by_hash.pop(hash_, None)
             self._expiring = [entry for entry in self._expiring if entry[0] > now]
             self._by_header = {}
+
+
+def key_prefix(authorization: bytes) -> str | None:
+    """Return what the registry shows of the key in a header, if it looks like one of ours."""
+    key = _key_in(authorization)
+    ours = key is not None and key.isascii() and key.startswith(KEY_PREFIX) and len(key) > 3 * PREFIX_CHARACTERS
+    return key[:PREFIX_CHARACTERS] if key is not None and ours else None
 
 
 def _key_in(authorization: bytes) -> str | None:

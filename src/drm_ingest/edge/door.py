@@ -75,7 +75,7 @@ class Door(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._replies = Replies(self._transport, self._limits, self._server_state, self._sent)
+        self._replies = Replies(self._transport, self._limits, self._server_state, self._take.tell, self._sent)
         full, not_even_room_to_say_so = self._limits.connections_full(), self._limits.nobody_more()
         self._server_state.connections.add(self)  # type: ignore[arg-type]  # uvicorn asks for shutdown() only
         if not_even_room_to_say_so:
@@ -243,6 +243,7 @@ class Door(asyncio.Protocol):
         self._held = b""
         request_id = request.request_id or self._take.request_id({})
         exchange = self._replies.owe(self._take.cors_lines(request.headers), keep_alive=False)
+        request.tell(exchange)
         request.close()
         exchange.reply(self._take.refuse(refusal, request_id))
 

@@ -9,6 +9,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 
 from drm_ingest.edge.answer import encode
+from drm_ingest.edge.replies import client_of
 from drm_ingest.edge.take import Take
 from drm_ingest.errors import Refusal
 
@@ -98,6 +99,7 @@ class HandedOver(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         answer = self._take.refuse(refusal, self._take.request_id({}))
+        self._take.tell.answered(answer, client=client_of(self.transport))
         self.transport.write(encode(answer, self._limits.date_line + b"connection: close\r\n"))
         self.transport.close()
 

@@ -8,6 +8,7 @@ from uvicorn.server import ServerState
 
 from drm_ingest.edge.answer import Answer, encode
 from drm_ingest.edge.limits import Limits
+from drm_ingest.edge.tell import Tell
 
 _CLOSE = b"connection: close\r\n"
 
@@ -15,32 +16,43 @@ _CLOSE = b"connection: close\r\n"
 class Exchange:
     """A request that was read, and its answer once there is one."""
 
-    __slots__ = ("_replies", "answer", "header_lines", "keep_alive")
+    __slots__ = ("_replies", "answer", "authorization", "body_bytes", "header_lines", "keep_alive")
 
     def __init__(self, replies: "Replies", header_lines: bytes, keep_alive: bool) -> None:
         self._replies = replies
         self.header_lines = header_lines
         self.keep_alive = keep_alive
         self.answer: Answer | None = None
+        # For the log, should there be something to refuse:
+        self.authorization: bytes | None = None
+        self.body_bytes = 0
 
     def reply(self, answer: Answer) -> None:
         """Send the answer as soon as those before it are sent; does nothing once the connection is gone."""
         self.answer = answer
+        if answer.admitted is None or answer.admitted.results:
+            self._replies.tell(self, answer)
         self._replies.send()
 
 
 class Replies:
     """What a connection still owes."""
 
-    __slots__ = ("_limits", "_sent", "_server_state", "_transport", "any_sent", "last", "owed")
+    __slots__ = ("_limits", "_sent", "_server_state", "_tell", "_transport", "any_sent", "last", "owed")
 
     def __init__(
-        self, transport: asyncio.Transport, limits: Limits, server_state: ServerState, sent: Callable[[bool], None]
+        self,
+        transport: asyncio.Transport,
+        limits: Limits,
+        server_state: ServerState,
+        tell: Tell,
+        sent: Callable[[bool], None],
     ) -> None:
         """`sent(closes)` is called after answers went out; `closes`: they said that they were the last."""
         self._transport = transport
         self._limits = limits
         self._server_state = server_state
+        self._tell = tell
         self._sent = sent
         self.owed: deque[Exchange] = deque()
         self.last = False
@@ -69,10 +81,25 @@ class Replies:
         self.any_sent = True
         self._sent(False)
 
+    def tell(self, exchange: Exchange, answer: Answer) -> None:
+        """Log what the answer refuses."""
+        self._tell.answered(
+            answer,
+            client=client_of(self._transport),
+            authorization=exchange.authorization,
+            body_bytes=exchange.body_bytes,
+        )
+
     def forget(self) -> None:
         """The connection is gone: owe nothing, and hold it no longer."""
         self.owed.clear()
         self._sent = _to_nobody
+
+
+def client_of(transport: asyncio.Transport) -> str | None:
+    """Return the address of whoever is at the other end, as far as it is known."""
+    address = transport.get_extra_info("peername")
+    return str(address[0]) if isinstance(address, tuple) else None
 
 
 def _to_nobody(closes: bool) -> None:

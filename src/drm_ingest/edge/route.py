@@ -21,10 +21,12 @@ def router(take: Take, documented: dict[str, Any]) -> APIRouter:
         request_id = take.request_id(headers)
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         close = {}
+        body_bytes = None
         try:
             credential = take.enter(headers)
             clock_offset_ms = take.clock_offset_ms(headers)
             body = await _body(request, take)
+            body_bytes = len(body)
         except Refusal as refusal:
             answered.set_result(take.refuse(refusal, request_id))
             if refusal.problem.code == "request_timeout":
@@ -35,6 +37,13 @@ def router(take: Take, documented: dict[str, Any]) -> APIRouter:
             reply = lambda answer: None if answered.done() else answered.set_result(answer)  # noqa: E731
             take.body(headers, body, credential, clock_offset_ms, request_id, reply)
         answer = await answered
+        if answer.admitted is None or answer.admitted.results:
+            take.tell.answered(
+                answer,
+                client=request.client.host if request.client else None,
+                authorization=headers.get(b"authorization"),
+                body_bytes=body_bytes,
+            )
         content = answer.body()
         own = {name.decode(): value.decode() for name, value in answer.headers(content)}
         return Response(content, answer.status, own | close)

@@ -17,6 +17,7 @@ from drm_ingest.edge.answer import Answer
 from drm_ingest.edge.clock import Clock
 from drm_ingest.edge.credentials import Credential, Credentials
 from drm_ingest.edge.limits import Limits
+from drm_ingest.edge.tell import Tell
 from drm_ingest.edge.write import Reply, Write
 from drm_ingest.errors import Refusal
 from drm_ingest.event import Receipt
@@ -39,9 +40,10 @@ class Take:
     """The steps of the edge for one transport, with their parts."""
 
     def __init__(
-        self, settings: Settings, limits: Limits, credentials: Credentials, admit: Admit, write: Write
+        self, settings: Settings, limits: Limits, credentials: Credentials, admit: Admit, write: Write, tell: Tell
     ) -> None:
         self.settings = settings
+        self.tell = tell
         self.limits = limits
         self.credentials = credentials
         self._admit = admit

@@ -131,6 +131,7 @@ class Session:
         self._hello_may_come = True
         self._clock_offset_ms = 0
         self._window = take.settings.websocket_window_messages
+        self._sender: str | None = None
         self._unacknowledged = 0  # taken, and their acknowledgement not yet sent
         self._outbox: asyncio.Queue[tuple[bytes, int] | Closing] = asyncio.Queue()  # bounded by the window
         self._leaving = False
@@ -144,10 +145,12 @@ class Session:
             if not_ready:
                 raise Closing(TRY_LATER, not_ready)
             credential = await self._greet()
+            self._sender = credential.sender
             self._put({"window": self._window})
             while True:
                 await self._take_next(credential)
         except Closing as closing:
+            self._take.tell.closed(closing.code, str(closing), client=self._client, sender=self._sender)
             self._leave(closing)
             with suppress(WebSocketDisconnect):
                 while True:  # until the client closes too, or uvicorn's time for that is over
@@ -224,7 +227,7 @@ class Session:
             raise Closing(POLICY, f"more than {self._window} unacknowledged messages; see window")
         self._unacknowledged += 1
         request_id = self._take.request_id({})
-        reply = partial(self._reply, name)
+        reply = partial(self._reply, name, len(raw))
         self._take.events(self._headers, events, credential, self._clock_offset_ms, request_id, reply)
 
     async def _receive(self) -> bytes:
@@ -237,9 +240,16 @@ class Session:
 
     # -- out
 
-    def _reply(self, name: int | str | None, answer: Answer) -> None:
+    @property
+    def _client(self) -> str | None:
+        client = self._socket.client
+        return client.host if client else None
+
+    def _reply(self, name: int | str | None, message_bytes: int, answer: Answer) -> None:
         """Queue what the client is told of one message, by its name."""
         admitted, refusal = answer.admitted, answer.refusal
+        if admitted is None or admitted.results:
+            self._take.tell.answered(answer, client=self._client, sender=self._sender, body_bytes=message_bytes)
         if admitted is not None:
             if name is None and admitted.results:
                 name = admitted.results[0].id  # the id it was given
