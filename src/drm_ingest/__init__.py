@@ -20,7 +20,8 @@ and `admit.py` what of the body can be kept. The body is decompressed (`decompre
 `decode.py` reads its envelope, `check.py` holds its attributes to CloudEvents, `examine.py` finds what Postgres could
 never hold, `schema.py` knows what its data must look like, and `violation.py` says what to change in it. A refused
 event gets its reason (`errors.py`) and is kept nowhere. The others go by `write.py` to Kafka, and only when Kafka has
-acknowledged them does `answer.py` say 200; `replies.py` keeps the answers in the order of the requests.
+acknowledged them does `answer.py` say 200; `replies.py` keeps the answers in the order of the requests, and `tell.py`
+writes into the log what was refused.
 
 **Kafka** keeps it. `topics.py` names the topics: the ingress topic holds the event's own bytes, with the facts of its
 receipt (`event.py`) in headers. `writer.py` appends it to a batch (`batch.py`) of the partition that its subject hashes
