@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from drm_ingest.errors import PROBLEMS, EventCode
+from drm_ingest.metrics import DECLARED, PROCESSES
 from drm_ingest.settings import Settings
 
 DOCS = Path(__file__).parent
@@ -35,7 +36,19 @@ def errors() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"settings.md": settings, "errors.md": errors}
+def metrics() -> str:
+    """Return every metric as it is exported, with the processes that have it."""
+    lines = ["| name | type | labels | meaning | processes |", "|---|---|---|---|---|"]
+    lines.append("| `drm_process_info` | gauge | `process` | Which process this is; always 1. | all |")
+    for metric in DECLARED:
+        name = metric.name + ("_total" if metric.kind == "counter" else "")
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        processes = "all" if metric.processes == PROCESSES else ", ".join(metric.processes)
+        lines.append(f"| `{name}` | {metric.kind} | {labels} | {metric.text} | {processes} |")
+    return "\n".join(lines)
+
+
+TABLES = {"settings.md": settings, "errors.md": errors, "metrics.md": metrics}
 
 
 def written(name: str) -> str:

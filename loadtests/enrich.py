@@ -129,7 +129,7 @@ async def measure(
     await migrate(settings.postgres_dsn.get_secret_value())
     await topics.create(settings, Schemas.load().families)
     await register(settings.postgres_dsn.get_secret_value(), devices)
-    writer = Writer(settings, Metrics("loadtest"))
+    writer = Writer(settings, Metrics("edge"))
     await writer.start()
     source = Source(writer, Topics.of(settings).ingress, devices, batch)
     own = os.environ | {

@@ -29,6 +29,7 @@ def router(
     `gather` returns what a scrape shows in place of this process's own counts, where several share a port.
     """
     routes = APIRouter(tags=["health"])
+    metrics.ready.set_function(lambda: ready() is None)
 
     @routes.get("/health/live", summary="Is the process alive?")
     async def live() -> dict[str, str]:

@@ -1,9 +1,20 @@
-"""Every metric, its unit and its meaning, on one page; each process makes its own set on a registry of its own."""
+"""Every metric, its meaning, and the processes that have it, on one page; docs/metrics.md is made of it.
+
+The unit is the last part of a name: seconds, bytes, events. A counter is exported with `_total` behind its name.
+"""
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, Literal, TypeVar, cast, get_args, overload
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+Process = Literal["edge", "enrich", "attach", "serve"]
+PROCESSES: tuple[Process, ...] = get_args(Process)
+_EDGE, _ENRICH, _ATTACH, _SERVE = ("edge",), ("enrich",), ("attach",), ("serve",)
+_WORKERS = _ENRICH + _ATTACH
+_PATH = _EDGE + _WORKERS  # of an event
+_ALL = _PATH + _SERVE
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
 EVENTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
@@ -25,56 +36,115 @@ class Distribution(Histogram):
         self._sum.inc(total)
 
 
+Made = TypeVar("Made", Counter, Gauge, Histogram, Distribution)
+
+
+class Metric(Generic[Made]):
+    """A metric as it is declared: `metrics.received` is the one that this process counts with.
+
+    A process that does not have it raises AttributeError, at start: whoever counts often looks it up once.
+    """
+
+    attribute: str
+
+    def __init__(
+        self,
+        make: Callable[..., Made],
+        processes: tuple[str, ...],
+        name: str,
+        text: str,
+        labels: tuple[str, ...] = (),
+        **more: Any,
+    ) -> None:
+        self.processes, self.name, self.text, self.labels = processes, name, text, labels
+        self.kind = "histogram" if issubclass(cast("type", make), Histogram) else cast("type", make).__name__.lower()
+        self._make: Callable[..., Made] = make
+        self._more = more
+
+    def __set_name__(self, owner: type, attribute: str) -> None:
+        self.attribute = attribute
+
+    @overload
+    def __get__(self, metrics: None, owner: type) -> "Metric[Made]": ...
+    @overload
+    def __get__(self, metrics: "Metrics", owner: type) -> Made: ...
+    def __get__(self, metrics: "Metrics | None", owner: type) -> "Metric[Made] | Made":
+        if metrics is None:
+            return self
+        raise AttributeError(f"{self.name} is no metric of {metrics.process}")
+
+    def make(self, registry: CollectorRegistry) -> Made:
+        """Return what counts."""
+        made: Made = self._make(self.name, self.text, self.labels, registry=registry, **self._more)
+        return made
+
+
+def _counter(processes: tuple[str, ...], name: str, text: str, *labels: str) -> Metric[Counter]:
+    return Metric(Counter, processes, name, text, labels)
+
+
+def _gauge(processes: tuple[str, ...], name: str, text: str, *labels: str) -> Metric[Gauge]:
+    return Metric(Gauge, processes, name, text, labels)
+
+
+def _histogram(
+    processes: tuple[str, ...], name: str, text: str, buckets: tuple[float, ...] = SECONDS
+) -> Metric[Histogram]:
+    return Metric(Histogram, processes, name, text, buckets=buckets)
+
+
 class Metrics:
     """What a process counts. Received = the sum of outcomes + in flight, always."""
 
-    def __init__(self, process: str) -> None:
-        """`process` is edge, enrich, attach or serve."""
+    ready = _gauge(_ALL, "drm_ready", "1 while the process could do its work now (/health/ready), else 0.")
+
+    # -- the ledger of every process that events pass
+    received = _counter(_PATH, "drm_events_received", "Events received, before anything was decided about them.")
+    outcomes = _counter(_PATH, "drm_events", "Events by what became of them (outcome.py).", "outcome")
+    in_flight = _gauge(_PATH, "drm_events_in_flight", "Events received whose outcome is not known yet.")
+    codes = _counter(_PATH, "drm_event_codes", "Events rejected, remarked on or dead-lettered, by code.", "code")
+
+    # -- edge and serve
+    requests = _counter(
+        _EDGE + _SERVE, "drm_requests", "Requests or WebSocket messages answered, by status.", "transport", "status"
+    )
+    refusals = _counter(_EDGE + _SERVE, "drm_refusals", "Whole requests refused, by code.", "code")
+
+    # -- edge
+    ack_seconds = _histogram(_EDGE, "drm_ack_seconds", "Last byte of a request to its answer.")
+    request_events = _histogram(_EDGE, "drm_request_events", "Events in a request.", EVENTS)
+    request_bytes_in_flight = _gauge(_EDGE, "drm_request_in_flight_bytes", "Request bodies being read or checked.")
+    connections = _gauge(_EDGE, "drm_connections", "Open connections.", "transport")
+    credentials_age_seconds = _gauge(_EDGE, "drm_credentials_age_seconds", "Since the credential snapshot was read.")
+
+    # -- serve
+    request_seconds = _histogram(_SERVE, "drm_request_seconds", "A request of serve from its first byte to its answer.")
+
+    # -- Kafka
+    batch_events = _histogram(_PATH, "drm_produce_batch_events", "Events in a batch written to a partition.", EVENTS)
+    produce_seconds = _histogram(_PATH, "drm_produce_seconds", "A batch from sending to its acknowledgement.")
+    produce_failures = _counter(_PATH, "drm_produce_failures", "Batches that Kafka did not acknowledge.", "error")
+    writer_bytes = _gauge(_PATH, "drm_writer_buffered_bytes", "Events waiting for or in flight to Kafka.")
+    lag = _gauge(_WORKERS, "drm_consumer_lag_events", "Records behind the end of a partition.", "topic", "partition")
+    read_batch_events = _histogram(_WORKERS, "drm_read_batch_events", "Records handed to the worker at a time.", EVENTS)
+
+    # -- pipeline
+    step_seconds = _histogram(_WORKERS, "drm_batch_seconds", "One batch from reading to durable.")
+    freshness_seconds = Metric(
+        Distribution, _WORKERS, "drm_freshness_seconds", "From receipt at the edge to durable here.", buckets=SECONDS
+    )
+    context = _counter(_ENRICH, "drm_directory_lookups", "Device context looked up.", "result")
+    fenced = _counter(_ATTACH, "drm_fenced", "Batches rolled back because another worker owns the partition.")
+
+    def __init__(self, process: Process) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series for each series, that nobody asks for
+        self.process = process
         registry = self.registry = CollectorRegistry(auto_describe=True)
+        info = Gauge("drm_process_info", "Which process this is; always 1.", ["process"], registry=registry)
+        info.labels(process).set(1)
+        for metric in DECLARED:
+            if process in metric.processes:
+                vars(self)[metric.attribute] = metric.make(registry)
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, labels, registry=registry)
 
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(name, text, labels, registry=registry)
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
-            return Histogram(name, text, buckets=buckets, registry=registry)
-
-        gauge("drm_process_info", "Which process this is; always 1.", "process").labels(process).set(1)
-
-        # -- the ledger of every process
-        self.received = counter("drm_events_received", "Events received, before anything was decided about them.")
-        self.outcomes = counter("drm_events", "Events by what became of them (outcome.py).", "outcome")
-        self.in_flight = gauge("drm_events_in_flight", "Events received whose outcome is not known yet.")
-        self.codes = counter("drm_event_codes", "Events rejected, remarked on or dead-lettered, by code.", "code")
-
-        # -- edge
-        self.requests = counter(
-            "drm_requests", "Requests or WebSocket messages answered, by status.", "transport", "status"
-        )
-        self.refusals = counter("drm_refusals", "Whole requests refused, by code.", "code")
-        self.ack_seconds = histogram("drm_ack_seconds", "Last byte of a request to its answer.")
-        self.request_events = histogram("drm_request_events", "Events in a request.", EVENTS)
-        self.request_bytes_in_flight = gauge("drm_request_in_flight_bytes", "Request bodies being read or checked.")
-        self.connections = gauge("drm_connections", "Open connections.", "transport")
-        self.credentials_age_seconds = gauge("drm_credentials_age_seconds", "Since the credential snapshot was read.")
-
-        # -- serve
-        self.request_seconds = histogram("drm_request_seconds", "A request of serve from its first byte to its answer.")
-
-        # -- Kafka
-        self.batch_events = histogram("drm_produce_batch_events", "Events in a batch written to a partition.", EVENTS)
-        self.produce_seconds = histogram("drm_produce_seconds", "A batch from sending to its acknowledgement.")
-        self.produce_failures = counter("drm_produce_failures", "Batches that Kafka did not acknowledge.", "error")
-        self.writer_bytes = gauge("drm_writer_buffered_bytes", "Events waiting for or in flight to Kafka.")
-        self.lag = gauge("drm_consumer_lag_events", "Records behind the end of a partition.", "topic", "partition")
-        self.read_batch_events = histogram("drm_read_batch_events", "Records handed to the worker at a time.", EVENTS)
-
-        # -- pipeline
-        self.step_seconds = histogram("drm_batch_seconds", "One batch from reading to durable.")
-        self.freshness_seconds = Distribution(
-            "drm_freshness_seconds", "From receipt at the edge to durable here.", buckets=SECONDS, registry=registry
-        )
-        self.context = counter("drm_directory_lookups", "Device context looked up.", "result")
-        self.fenced = counter("drm_fenced", "Batches rolled back because another worker owns the partition.")
+DECLARED: tuple[Metric[Any], ...] = tuple(part for part in vars(Metrics).values() if isinstance(part, Metric))

@@ -121,7 +121,7 @@ def attributes(record: ConsumerRecord) -> dict[str, Any]:
 
 async def make_path(settings: Settings) -> AsyncIterator[Path]:
     await topics.create(settings, Schemas.load().families)
-    writer = Writer(settings, Metrics("test"))
+    writer = Writer(settings, Metrics("enrich"))
     await writer.start()
     path = Path(settings, writer, Topics.of(settings))
     number = 0

@@ -34,7 +34,7 @@ class Collected(Writer):
     """A writer that keeps what is appended, with the bounds of the real one."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings, Metrics("test"))
+        super().__init__(settings, Metrics("enrich"))
         self.records: list[tuple[str, int, bytes, bytes, Headers]] = []
         self.room = NO_MORE
         self.record_bytes_max = settings.writer_batch_bytes_max
