@@ -6,9 +6,12 @@ Each command imports what it needs when it runs, so that `--help` and short tool
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from drm_ingest.settings import Settings
 
 CONNECTIONS = ("DRM_KAFKA_", "DRM_POSTGRES_", "DRM_EDGE_URL")
 TOOLS = {"demo", "doctor", "send", "tail"}  # what speaks to a running `up`, when nothing else is set
@@ -62,9 +65,8 @@ def edge(
 ) -> None:
     """Take events over HTTP and WebSocket and write them to Kafka, until SIGTERM."""
     from drm_ingest.edge.command import run
-    from drm_ingest.settings import Settings
 
-    raise typer.Exit(run(Settings(), workers))
+    raise typer.Exit(run(_settings(), workers))
 
 
 @cli.command()
@@ -73,7 +75,7 @@ def enrich() -> None:
     from drm_ingest.pipeline.command import run_until_told
     from drm_ingest.pipeline.enrich import run
 
-    raise typer.Exit(run_until_told("enrich", run))
+    raise typer.Exit(run_until_told(_settings(), "enrich", run))
 
 
 @cli.command()
@@ -82,16 +84,15 @@ def attach() -> None:
     from drm_ingest.pipeline.attach import run
     from drm_ingest.pipeline.command import run_until_told
 
-    raise typer.Exit(run_until_told("attach", run))
+    raise typer.Exit(run_until_told(_settings(), "attach", run))
 
 
 @cli.command()
 def serve() -> None:
     """Serve the registry, the records and the timelines, until SIGTERM."""
     from drm_ingest.serve.app import run
-    from drm_ingest.settings import Settings
 
-    run(Settings())
+    run(_settings())
 
 
 @cli.command()
@@ -103,10 +104,9 @@ def migrate() -> None:
 
     from drm_ingest.postgres.migrate import BadMigrations, MigrationFailed
     from drm_ingest.postgres.migrate import migrate as apply
-    from drm_ingest.settings import Settings
 
     try:
-        applied = asyncio.run(apply(Settings().postgres_dsn.get_secret_value()))
+        applied = asyncio.run(apply(_settings().postgres_dsn.get_secret_value()))
     except (BadMigrations, MigrationFailed) as error:
         raise _failed(error) from None
     except (OSError, TimeoutError, PostgresError) as error:
@@ -124,10 +124,9 @@ def topics() -> None:
     from drm_ingest.kafka.connection import KafkaUnreachable
     from drm_ingest.kafka.topics import TopicsWrong, check, create
     from drm_ingest.schema import BadSchema, Schemas
-    from drm_ingest.settings import Settings
 
     async def create_and_check() -> list[str]:
-        settings = Settings()
+        settings = _settings()
         families = Schemas.load(settings.schemas_dir).families
         created = await create(settings, families)
         await check(settings, families)
@@ -154,10 +153,9 @@ def key(
 
     from drm_ingest.postgres.credentials import ensure_key, new_key
     from drm_ingest.postgres.pool import connect
-    from drm_ingest.settings import Settings
 
     async def store(plain: str) -> str:
-        connection = await connect(Settings(), "drm key")
+        connection = await connect(_settings(), "drm key")
         try:
             return await ensure_key(connection, sender, role, plain)
         finally:
@@ -275,9 +273,8 @@ def tail(
     from drm_ingest.kafka.tail import NothingToTail, Wanted, as_lines, as_text
     from drm_ingest.kafka.tail import tail as follow
     from drm_ingest.schema import BadSchema, Schemas
-    from drm_ingest.settings import Settings
 
-    settings = Settings()
+    settings = _settings()
 
     def write(line: bytes) -> None:
         sys.stdout.buffer.write(line)
@@ -327,6 +324,18 @@ def demo(
     if edge_url and serve_url and sender_key and admin_key:
         raise typer.Exit(run(edge_url, serve_url, sender_key, admin_key))
     raise typer.Exit(run_beside_own_up(context.find_root().params["data_dir"]))
+
+
+def _settings() -> "Settings":
+    """Read the settings, or end and say which are wrong."""
+    from pydantic import ValidationError
+
+    from drm_ingest.settings import Settings, refused
+
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise _failed("\n".join(what for _, what in refused(error))) from None
 
 
 def _failed(message: object) -> typer.Exit:

@@ -21,7 +21,7 @@ from drm_ingest.kafka.topics import Found, Topics, admin_client, describe, wrong
 from drm_ingest.postgres.migrate import BadMigrations
 from drm_ingest.postgres.probe import Probe, probe
 from drm_ingest.schema import BadSchema, Schemas
-from drm_ingest.settings import Settings
+from drm_ingest.settings import Settings, refused
 
 POSTGRES_VERSION_MIN = 18
 CLOCK_OFF_MAX_S = 2.0
@@ -85,10 +85,8 @@ async def _unless_away(check: Callable[[Settings], Awaitable[list[Finding]]], se
 
 def settings_refused(error: ValidationError) -> Iterator[Finding]:
     """Say which settings are wrong."""
-    for problem in error.errors():
-        name = "_".join(str(part) for part in problem["loc"]).upper()
-        to_do = f"set DRM_{name}" if name else "see docs/settings.md"
-        yield Finding("settings", State.WRONG, f"{f'DRM_{name}: ' if name else ''}{problem['msg']}", to_do)
+    for name, what in refused(error):
+        yield Finding("settings", State.WRONG, what, f"set {name}" if name else "see docs/settings.md")
 
 
 async def kafka_answers(settings: Settings) -> list[Finding]:

@@ -129,11 +129,11 @@ class Metrics:
     read_batch_events = _histogram(_WORKERS, "drm_read_batch_events", "Records handed to the worker at a time.", EVENTS)
 
     # -- pipeline
-    step_seconds = _histogram(_WORKERS, "drm_batch_seconds", "One batch from reading to durable.")
+    batch_seconds = _histogram(_WORKERS, "drm_batch_seconds", "One batch from reading to durable.")
     freshness_seconds = Metric(
         Distribution, _WORKERS, "drm_freshness_seconds", "From receipt at the edge to durable here.", buckets=SECONDS
     )
-    context = _counter(_ENRICH, "drm_directory_lookups", "Device context looked up.", "result")
+    directory_lookups = _counter(_ENRICH, "drm_directory_lookups", "Device context looked up.", "result")
     fenced = _counter(_ATTACH, "drm_fenced", "Batches rolled back because another worker owns the partition.")
 
     def __init__(self, process: Process) -> None:

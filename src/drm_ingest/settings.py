@@ -3,10 +3,11 @@
 Each field is the environment variable `DRM_<NAME>`; the unit is the last part of the name.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 KiB = 1024
@@ -150,3 +151,11 @@ class Settings(BaseSettings):
         ):
             raise ValueError("SASL needs DRM_KAFKA_SASL_USERNAME and DRM_KAFKA_SASL_PASSWORD")
         return self
+
+
+def refused(error: ValidationError) -> Iterator[tuple[str, str]]:
+    """Yield each variable that is wrong, and a sentence with its name; "" where several contradict each other."""
+    for problem in error.errors():
+        name = "_".join(["DRM", *map(str, problem["loc"])]).upper() if problem["loc"] else ""
+        why = problem["msg"].removeprefix("Value error, ")
+        yield name, f"{name}: {why}" if name else why

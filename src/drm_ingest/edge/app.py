@@ -34,11 +34,10 @@ from drm_ingest.metrics import Metrics
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 
-log = structlog.get_logger(__name__)
-
-
 _FLUSH_S = 1.0
 """For events that nobody waits for any more; the others were waited for while draining."""
+
+log = structlog.get_logger(__name__)
 
 
 async def serve(settings: Settings, bound: socket.socket, siblings: Siblings | None = None) -> None:

@@ -76,9 +76,9 @@ class Door(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._replies = Replies(self._transport, self._limits, self._server_state, self._take.tell, self._sent)
-        full, not_even_room_to_say_so = self._limits.connections_full(), self._limits.nobody_more()
+        full, overfull = self._limits.connections_full(), self._limits.no_room_to_refuse()
         self._server_state.connections.add(self)  # type: ignore[arg-type]  # uvicorn asks for shutdown() only
-        if not_even_room_to_say_so:
+        if overfull:
             self._transport.abort()
         elif full:
             self._refuse_for_good(self._take.overloaded("Too many connections"))

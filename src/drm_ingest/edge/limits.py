@@ -59,8 +59,8 @@ class Limits:
         """Whether one more connection is one too many."""
         return len(self.connections) >= self.settings.connections_max
 
-    def nobody_more(self) -> bool:
-        """Whether there is not even room to say so."""
+    def no_room_to_refuse(self) -> bool:
+        """Whether there are so many that one more is not even told."""
         most = self.settings.connections_max
         return len(self.connections) >= most + max(16, int(most * _LINGERING_PART))
 

@@ -36,7 +36,7 @@ class Accounts:
         for letter in stored.dead:
             self._metrics.codes.labels(letter.code.value).inc()
         self._metrics.freshness_seconds.observe_many([now - row.received_us / 1e6 for row in stored.attached])
-        self._metrics.step_seconds.observe(monotonic() - began)
+        self._metrics.batch_seconds.observe(monotonic() - began)
 
     def _settle(self, outcome: Outcome, events: int) -> None:
         if events:

@@ -18,12 +18,11 @@ from drm_ingest.settings import Settings
 Work = Callable[[Settings, asyncio.Event], Awaitable[None]]
 
 
-def run_until_told(process: str, work: Work) -> int:
+def run_until_told(settings: Settings, process: str, work: Work) -> int:
     """Work until SIGTERM or SIGINT sets the event that `work` was given; return the exit code.
 
     0 after an orderly end, 1 when a person has to act: the last line of the log says on what.
     """
-    settings = Settings()
     logs.configure(settings, process)
     code = 0
     try:

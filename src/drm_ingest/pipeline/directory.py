@@ -169,7 +169,7 @@ class Directory:
     def _count(self, **results: int) -> None:
         for result, subjects in results.items():
             if subjects:
-                self._metrics.context.labels(result).inc(subjects)
+                self._metrics.directory_lookups.labels(result).inc(subjects)
 
     def _lose(self, connection: DirectoryConnection) -> None:
         self._connection = None

@@ -165,7 +165,7 @@ class Worker:
             lane.failing = False
             lane.remembered.add(done.identities)
             lane.acknowledged = records[done.records - 1].offset + 1
-            self._metrics.step_seconds.observe(monotonic() - began)
+            self._metrics.batch_seconds.observe(monotonic() - began)
             records = records[done.records :] if done.records < len(records) else []
         if not lane.gone:
             self._reader.release([partition])

@@ -13,14 +13,14 @@ PREFIX_CHARACTERS = 12
 
 # Each insert or update gives a row a new xmin, each delete takes one away: no change leaves all four as they were.
 _STATE = """
-    SELECT keys.count, keys.xmins, senders.count, senders.xmins
-    FROM (SELECT count(*), sum(xmin::text::bigint) AS xmins FROM sender_key) keys,
-         (SELECT count(*), sum(xmin::text::bigint) AS xmins FROM sender) senders
+    select keys.count, keys.xmins, senders.count, senders.xmins
+    from (select count(*), sum(xmin::text::bigint) as xmins from sender_key) keys,
+         (select count(*), sum(xmin::text::bigint) as xmins from sender) senders
 """
 _USABLE_KEYS = """
-    SELECT key.id, key.hash, key.expires_at, sender.name AS sender, sender.role, sender.device
-    FROM sender_key key JOIN sender ON sender.id = key.sender
-    WHERE key.revoked_at IS NULL AND (key.expires_at IS NULL OR key.expires_at > now())
+    select key.id, key.hash, key.expires_at, sender.name as sender, sender.role, sender.device
+    from sender_key key join sender on sender.id = key.sender
+    where key.revoked_at is null and (key.expires_at is null or key.expires_at > now())
 """
 
 
@@ -42,11 +42,11 @@ async def ensure_key(connection: asyncpg.Connection, sender: str, role: str, key
     """
     async with connection.transaction():
         await connection.execute(
-            "INSERT INTO sender (name, role) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING", sender, role
+            "insert into sender (name, role) values ($1, $2) on conflict (name) do nothing", sender, role
         )
-        row = await connection.fetchrow("SELECT id, role FROM sender WHERE name = $1", sender)
+        row = await connection.fetchrow("select id, role from sender where name = $1", sender)
         await connection.execute(
-            "INSERT INTO sender_key (sender, hash, prefix) VALUES ($1, $2, $3) ON CONFLICT (hash) DO NOTHING",
+            "insert into sender_key (sender, hash, prefix) values ($1, $2, $3) on conflict (hash) do nothing",
             row["id"],
             key_hash(key),
             key[:PREFIX_CHARACTERS],

@@ -38,8 +38,8 @@ class LastKey(Exception):
 
 # -- senders and their keys -------------------------------------------------------------------------------------------
 
-_SENDER = "select id, name, role, device, created_at from sender"
-_KEY = "select id, prefix, created_at, expires_at, revoked_at from sender_key"
+_SENDER = "id, name, role, device, created_at"
+_KEY = "id, prefix, created_at, expires_at, revoked_at"
 _VALID = "revoked_at is null and (expires_at is null or expires_at > clock_timestamp())"
 
 
@@ -56,7 +56,7 @@ async def create_sender(db: asyncpg.Connection, name: str, role: str, device: st
     """Return the new sender; raises NameTaken."""
     row = await db.fetchrow(
         "insert into sender (name, role, device) values ($1, $2, $3) on conflict (name) do nothing "
-        "returning id, name, role, device, created_at",
+        f"returning {_SENDER}",
         name, role, device,
     )  # fmt: skip
     if row is None:
@@ -65,13 +65,13 @@ async def create_sender(db: asyncpg.Connection, name: str, role: str, device: st
 
 
 async def sender(db: asyncpg.Connection, id_: UUID) -> asyncpg.Record | None:
-    return await db.fetchrow(f"{_SENDER} where id = $1", id_)
+    return await db.fetchrow(f"select {_SENDER} from sender where id = $1", id_)
 
 
 async def senders(db: asyncpg.Connection, after: UUID | None, limit: int) -> list[asyncpg.Record]:
     """Return senders by age, those after `after`."""
     rows: list[asyncpg.Record] = await db.fetch(
-        f"{_SENDER} where id > $1 order by id limit $2", after or UUID(int=0), limit
+        f"select {_SENDER} from sender where id > $1 order by id limit $2", after or UUID(int=0), limit
     )
     return rows
 
@@ -84,7 +84,7 @@ async def create_key(
     try:
         row = await db.fetchrow(
             "insert into sender_key (sender, hash, prefix, expires_at) values ($1, $2, $3, $4) "
-            "returning id, prefix, created_at, expires_at, revoked_at",
+            f"returning {_KEY}",
             sender, hash_, prefix, expires_at,
         )  # fmt: skip
     except asyncpg.ForeignKeyViolationError:
@@ -95,8 +95,9 @@ async def create_key(
 async def keys(db: asyncpg.Connection, sender: UUID, after: UUID | None, limit: int) -> list[asyncpg.Record]:
     """Return a sender's keys by age, the revoked and expired ones too."""
     rows: list[asyncpg.Record] = await db.fetch(
-        f"{_KEY} where sender = $1 and id > $2 order by id limit $3", sender, after or UUID(int=0), limit
-    )
+        f"select {_KEY} from sender_key where sender = $1 and id > $2 order by id limit $3",
+        sender, after or UUID(int=0), limit,
+    )  # fmt: skip
     return rows
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from drm_ingest.errors import Refusal
 from drm_ingest.event import PARTY_PREFIX
 from drm_ingest.postgres import registry
-from drm_ingest.postgres import relationships as store
+from drm_ingest.postgres import relationships as stored
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Admin, Db, reader
 from drm_ingest.serve.problems import documented, invalid
@@ -68,7 +68,7 @@ class RelationshipQuery(PageQuery):
     responses=documented("conflict"),
 )
 async def begin(body: NewRelationship, response: Response, caller: Admin, db: Db) -> Relationship:
-    subject = await store.canonical_subject(db, body.subject)
+    subject = await stored.canonical_subject(db, body.subject)
     if subject is None:
         raise invalid(f"There is no party {body.subject.removeprefix(PARTY_PREFIX)}.", pointer="/subject")
     party = await registry.find_party(db, body.party)
@@ -76,7 +76,7 @@ async def begin(body: NewRelationship, response: Response, caller: Admin, db: Db
         raise invalid(f"There is no party {body.party}; make it with POST /v1/parties.", pointer="/party")
     if subject == f"{PARTY_PREFIX}{party}":
         raise invalid("A party stands in no relation to itself.", pointer="/party")
-    claim = store.Claim(
+    claim = stored.Claim(
         subject=subject,
         role=body.role,
         party=party,
@@ -87,20 +87,20 @@ async def begin(body: NewRelationship, response: Response, caller: Admin, db: Db
         from_now="valid_from" not in body.model_fields_set,
     )
     try:
-        row = await store.begin(db, claim)
-    except store.EmptyRange:
+        row = await stored.begin(db, claim)
+    except stored.EmptyRange:
         raise invalid("Must be later than valid_from.", pointer="/valid_to") from None
-    except store.UnknownRole as unknown:
+    except stored.UnknownRole as unknown:
         kind = "party" if subject.startswith(PARTY_PREFIX) else "device"
         detail = f"There is no such role on a {kind}; there are {', '.join(unknown.roles)}."
         raise invalid(detail, pointer="/role") from None
-    except store.HeldAlready as held:
+    except stored.HeldAlready as held:
         raise _conflict(claim, held) from None
     response.headers["location"] = f"/v1/relationships/{row['id']}"
     return Relationship(**row)
 
 
-def _conflict(claim: store.Claim, held: store.HeldAlready) -> Refusal:
+def _conflict(claim: stored.Claim, held: stored.HeldAlready) -> Refusal:
     if held.row is None:
         return Refusal("conflict", f"The role {claim.role} on {claim.subject} has just changed; ask again.")
     other = Relationship(**held.row)
@@ -116,11 +116,11 @@ def _conflict(claim: store.Claim, held: store.HeldAlready) -> Refusal:
 @routes.get("", summary="List relations, past ones too", responses=documented(), dependencies=[Depends(reader)])
 async def list_(query: Annotated[RelationshipQuery, Query()], db: Db) -> Page[Relationship]:
     after = pages.start(query, "relationships", UUID)
-    subject = await store.canonical_subject(db, query.subject) if query.subject else None
+    subject = await stored.canonical_subject(db, query.subject) if query.subject else None
     party = await registry.find_party(db, query.party) if query.party else None
     if (query.subject and subject is None) or (query.party and party is None):
         return Page(items=[], next=None)
-    found = await store.relationships(
+    found = await stored.relationships(
         db, subject=subject, party=party, role=query.role, after=after, limit=query.limit + 1
     )
     rows, last = pages.cut(found, query)
@@ -133,7 +133,7 @@ async def list_(query: Annotated[RelationshipQuery, Query()], db: Db) -> Page[Re
     "/{relationship}", summary="Read a relation", responses=documented("not_found"), dependencies=[Depends(reader)]
 )
 async def read(relationship: UUID, db: Db) -> Relationship:
-    row = await store.relationship(db, relationship)
+    row = await stored.relationship(db, relationship)
     if row is None:
         raise Refusal("not_found", f"There is no relationship {relationship}.")
     return Relationship(**row)

@@ -20,7 +20,7 @@ from drm_ingest.kafka.topics import Topics
 from drm_ingest.postgres.credentials import ensure_key
 from drm_ingest.postgres.pool import connect
 from drm_ingest.schema import Schemas
-from drm_ingest.settings import Settings
+from drm_ingest.settings import Settings, refused
 from drm_ingest.up import probe
 from drm_ingest.up.child import Child, StartFailed
 from drm_ingest.up.data_dir import DataDir, DataDirBusy, write_whole
@@ -91,7 +91,9 @@ class Up:
             self.supervisor.watch()
         except StopRequested:
             pass
-        except (FetchFailed, OSError, PostgresError, StartFailed, ValidationError) as error:
+        except ValidationError as error:
+            failure = ValueError("; ".join(what for _, what in refused(error)))
+        except (FetchFailed, OSError, PostgresError, StartFailed) as error:
             failure = error
         finally:
             self.stop()
