@@ -210,23 +210,33 @@ def send(
         float | None, typer.Option(min=0.001, help="A multiple of real time. Default: as fast as acknowledged.")
     ] = None,
     batch_events: Annotated[int, typer.Option(min=1, max=10_000, help="Events a request.")] = 500,
+    patience_s: Annotated[float, typer.Option(min=0, help="Try again for so long, then give up.")] = 300.0,
+    skip_bad_lines: Annotated[
+        bool, typer.Option("--skip-bad-lines", help="Pass over lines that make no event, and count them.")
+    ] = False,
     progress_file: Annotated[
         Path | None, typer.Option(help="Where it stopped. Default: .<file name>.sent in this folder.")
     ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Send all of it again; always safe.")] = False,
 ) -> None:
     """Send a recording to an edge as events; run it again and it goes on where it stopped.
 
-    Exits with 0 only if every event was accepted.
+    Exits with 0 only if every event was accepted; lines that it was told to skip do not count.
 
     Example: drm-ingest send ride.csv --type device.measurement --subject bike-7 --time-column time --rate 60
     """
-    from drm_ingest.device.command import send_file
+    from zoneinfo import ZoneInfo
+
+    from drm_ingest.device.command import Sending, send_file
     from drm_ingest.device.recording import Recording
 
-    if not key:
-        raise typer.BadParameter(
-            "there is none; DRM_SENDER_KEY can hold it, `drm-ingest key` makes one", param_hint="--key"
-        )
+    if not key.strip():
+        raise typer.BadParameter("no key: set DRM_SENDER_KEY or --key; `drm-ingest key` makes one", param_hint="--key")
+    try:
+        ZoneInfo(timezone)
+    except (LookupError, ValueError, OSError):
+        told = f"there is no time zone {timezone!r}; name one as in Europe/Vienna"
+        raise typer.BadParameter(told, param_hint="--timezone") from None
     recording = Recording(
         path=file,
         type=type_,
@@ -241,8 +251,18 @@ def send(
         absent=absent or (),
         units=dict(entry.partition("=")[::2] for entry in unit or ()),
     )
-    progress_file = progress_file or Path(f".{file.name}.sent")
-    raise typer.Exit(send_file(recording, url, key, rate, batch_events, progress_file))
+    sending = Sending(
+        recording,
+        url,
+        key,
+        progress_file or Path(f".{file.name}.sent"),
+        rate=rate,
+        batch_events=batch_events,
+        patience_s=patience_s,
+        skip_bad_lines=skip_bad_lines,
+        restart=restart,
+    )
+    raise typer.Exit(send_file(sending))
 
 
 @cli.command()

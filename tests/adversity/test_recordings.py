@@ -80,4 +80,4 @@ async def test_the_demo_ends_with_records_equal_to_the_recordings_however_often_
 
 
 def _line(note: Path) -> int:
-    return int(json.loads(note.read_text())["line"]) if note.exists() else 0
+    return int(json.loads(note.read_text())["sent"]["line"]) if note.exists() else 0

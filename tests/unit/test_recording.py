@@ -147,3 +147,32 @@ def test_text_that_spells_no_number_that_can_be_kept_stays_text(tmp_path: Path) 
     path.write_text(f"a,b,c,d,e,f\nnan,1e400,007,-1.5e3,{','.join(large)}\n")
     [(_, event)] = Recording(path, type="t", subject="d").events()
     assert event["data"] == {"a": "nan", "b": "1e400", "c": "007", "d": -1500.0, "e": large[0], "f": large[1]}
+
+
+def test_bad_lines_may_be_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.ndjson"
+    path.write_bytes(b'{"v": 1}\n{oh\n[1]\n{"v": "\xff"}\n\n{"v": 2}\n')
+    bad: list[tuple[int, str]] = []
+    recording = Recording(path, type="t", subject="d")
+    read = list(recording.events(on_bad=lambda line, why: bad.append((line, str(why)))))
+    assert [(line, event["data"]) for line, event in read] == [(1, {"v": 1}), (6, {"v": 2})]
+    assert [line for line, _ in bad] == [2, 3, 4]
+    assert all(why.startswith(f"line {line}: not ") for line, why in bad)
+    assert recording.lines() == 5
+
+
+def test_an_object_may_leave_out_some_of_the_columns_but_not_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.ndjson"
+    path.write_text('{"a": 1}\n{"b": 2}\n{"c": 3}\n')
+    events = Recording(path, type="t", subject="d", columns={"a": "a", "b": "b"}).events()
+    assert [next(events)[1]["data"], next(events)[1]["data"]] == [{"a": 1}, {"b": 2}]
+    with pytest.raises(BadRow, match="line 3: no column 'a'; there are c"):
+        next(events)
+
+
+def test_a_column_that_tells_the_time_may_be_data_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("at,v\n2026-05-01,1\n")
+    recording = Recording(path, type="t", subject="d", time_column="at", columns={"at": "measured_at", "v": "v"})
+    [(_, event)] = recording.events()
+    assert event["data"] == {"measured_at": "2026-05-01", "v": 1}

@@ -49,24 +49,23 @@ class Sent:
     accepted: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     retried: int = 0
+    skipped: int = 0
     examples: dict[str, str] = field(default_factory=dict)  # code -> the first event refused with it, and why
 
     @classmethod
-    def load(cls, path: Path, what: str) -> "Sent":
-        """Go on where an earlier run stopped, if it left a note on `what`: this file, read so, sent there.
+    def load(cls, path: Path) -> "tuple[Sent, dict[str, Any]]":
+        """Return what an earlier run left behind in a note, and what it noted of itself.
 
         Raises:
-            ValueError, LookupError, TypeError: this is no such note, or one on something else.
+            ValueError, LookupError, TypeError, AttributeError: this is no such note.
         """
         note = json.loads(path.read_text())
-        if note.pop("what") != what:
-            raise ValueError("something else was sent")
-        return cls(**note | {"rejected": Counter(note["rejected"])})
+        return cls(**note["sent"] | {"rejected": Counter(note["sent"]["rejected"])}), dict(note["of"])
 
-    def save(self, path: Path, what: str) -> None:
-        """Leave a note, replacing the last by rename, so that it is always whole."""
+    def save(self, path: Path, of: Mapping[str, Any]) -> None:
+        """Leave a note, replacing the last by rename, so that it is always whole; `of` tells of which sending."""
         fresh = path.with_name(path.name + ".new")
-        fresh.write_text(json.dumps({"what": what, **{name: getattr(self, name) for name in self.__slots__}}))
+        fresh.write_text(json.dumps({"of": of, "sent": {name: getattr(self, name) for name in self.__slots__}}))
         fresh.replace(path)
 
 
@@ -120,19 +119,24 @@ class Sender:
         """Cut by number and by bytes; when paced, a batch is what happens within a tenth of a second, when it does."""
         batch: list[Encoded] = []
         size, due = 0, 0.0
-        for line, event in events:
-            text = event.text if isinstance(event, Line) else json.dumps(event, separators=(",", ":")).encode()
-            at = 0.0 if pace is None else pace.due(event)
-            full = len(batch) >= self._batch_events or size + len(text) > BATCH_BYTES_MAX
-            if batch and (full or at > due + PACED_BATCH_S):
+        try:
+            for line, event in events:
+                text = event.text if isinstance(event, Line) else json.dumps(event, separators=(",", ":")).encode()
+                at = 0.0 if pace is None else pace.due(event)
+                full = len(batch) >= self._batch_events or size + len(text) > BATCH_BYTES_MAX
+                if batch and (full or at > due + PACED_BATCH_S):
+                    yield batch
+                    batch, size = [], 0
+                if not batch:
+                    due = at
+                    if pace is not None:
+                        pace.wait(due)
+                batch.append((line, text))
+                size += len(text) + 1
+        except (ValueError, OSError):  # what was read before it is good
+            if batch:
                 yield batch
-                batch, size = [], 0
-            if not batch:
-                due = at
-                if pace is not None:
-                    pace.wait(due)
-            batch.append((line, text))
-            size += len(text) + 1
+            raise
         if batch:
             yield batch
 
@@ -167,7 +171,7 @@ class Sender:
             except (httpx.UnsupportedProtocol, httpx.LocalProtocolError) as error:
                 raise GaveUp(f"{self._url!r} is no address, or the key holds what a header cannot: {error}") from None
             except httpx.TransportError as error:
-                problem = f"no answer from {self._url}: {error or type(error).__name__}"
+                problem = f"cannot reach {self._url} ({error or type(error).__name__})"
                 pause_s = wait_s
             else:
                 status, said = response.status_code, _json_of(response)
@@ -175,16 +179,16 @@ class Sender:
                     return {"accepted": 0, **said}
                 if status == _TOO_LARGE and "code" in said:
                     raise _TooLarge(said["code"], said.get("detail", ""))
-                told = f"{said['code']}: {said.get('detail', '')}" if "code" in said else response.text[:200].strip()
+                told = _told(said) if "code" in said else response.text[:200].strip()
                 if status == _UNAUTHENTICATED:
-                    told = "unauthenticated: it does not know this key; check --key or DRM_SENDER_KEY"
+                    told += " Check --key or DRM_SENDER_KEY."
                 problem = f"{self._url} answers {status} {told}".rstrip()
                 if status not in _AGAIN:
                     raise GaveUp(problem)
                 pause_s = max(wait_s, _retry_after_s(response))
             if time.monotonic() + pause_s > gives_up_at:
                 raise GaveUp(f"{problem} (gave up after {self._patience_s:.0f} s)")
-            self._tell(f"{problem}; sending again in {pause_s:.1f} s")
+            self._tell(f"{problem}, trying again in {pause_s:.1f} s")
             sent.retried += len(batch)
             time.sleep(pause_s)
             wait_s = min(wait_s * 2, WAIT_MAX_S)
@@ -197,6 +201,11 @@ def _json_of(response: httpx.Response) -> dict[str, Any]:
     except ValueError:
         return {}
     return said if isinstance(said, dict) else {}
+
+
+def _told(problem: Mapping[str, Any]) -> str:
+    """Return a problem document as a person reads it: code, title, detail."""
+    return f"{problem['code']}: {problem.get('title', '')} {problem.get('detail', '')}".rstrip()
 
 
 def _retry_after_s(response: httpx.Response) -> float:
