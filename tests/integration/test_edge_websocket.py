@@ -8,13 +8,15 @@ import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+import asyncpg
 import pytest
-from tests.integration.edge import KEY, Edge, an_event
+from tests.integration.edge import KEY, Edge, an_event, until
 from tests.integration.sockets import a_socket, closed, tell, told
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from drm_ingest.event import HEADER_RECEIPT
+from drm_ingest.postgres.credentials import ensure_key, new_key
 
 BAD = {"state": 7}
 
@@ -80,6 +82,38 @@ async def test_a_wrong_key_in_a_hello_is_closed_with_1008(edge: Edge) -> None:
     async with a_socket(edge, key=None) as socket:
         await tell(socket, {"hello": {"key": "wrong"}})
         assert (await closed(socket))[0] == 1008
+
+
+@pytest.mark.parametrize("by_hello", [False, True])
+async def test_a_key_that_is_revoked_while_connected_sends_no_more(edge: Edge, by_hello: bool) -> None:
+    key, hash_, prefix = new_key()
+    connection = await asyncpg.connect(edge.settings.postgres_dsn.get_secret_value())
+    try:
+        await ensure_key(connection, f"guest-{prefix}", "sender", key)
+        await until(lambda: works(edge, key))
+        async with a_socket(edge, key=None if by_hello else key) as socket:
+            if by_hello:
+                await tell(socket, {"hello": {"key": key}})
+            await told(socket)
+            await tell(socket, {"seq": 1, "events": [an_event()]})
+            assert (await told(socket))["ack"] == 1
+            await connection.execute("update sender_key set revoked_at = now() where hash = $1", hash_)
+            await until(lambda: fails(edge, key))
+            refused = an_event()
+            await tell(socket, {"seq": 2, "events": [refused]})
+            code, reason = await closed(socket)
+    finally:
+        await connection.close()
+    assert (code, reason) == (1008, "unauthenticated: the key is unknown, revoked or expired")
+    assert await edge.stored(refused["subject"]) == []
+
+
+async def works(edge: Edge, key: str) -> bool:
+    return (await edge.post([], key=key)).status_code == 200
+
+
+async def fails(edge: Edge, key: str) -> bool:
+    return (await edge.post([], key=key)).status_code == 401
 
 
 async def test_events_before_a_hello_are_closed_with_1008(edge: Edge) -> None:

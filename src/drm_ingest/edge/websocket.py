@@ -30,6 +30,9 @@ from drm_ingest.edge.credentials import Credential
 from drm_ingest.edge.take import Take
 from drm_ingest.event import parse_time
 
+Who = Callable[[], Credential | None]
+"""Looks up whose connection it is."""
+
 CLOUDEVENTS = "cloudevents.json"
 SEQ_MAX = 2**53 - 1  # what JSON numbers hold everywhere
 CLOSE_REASON_BYTES_MAX = 123  # RFC 6455, 5.5
@@ -144,11 +147,11 @@ class Session:
             await self._socket.accept(CLOUDEVENTS if self._single else None)
             if not_ready:
                 raise Closing(TRY_LATER, not_ready)
-            credential = await self._greet()
-            self._sender = credential.sender
+            who = await self._greet()
+            self._sender = self._known(who).sender
             self._put({"window": self._window})
             while True:
-                await self._take_next(credential)
+                await self._take_next(who)
         except Closing as closing:
             self._take.tell.closed(closing.code, str(closing), client=self._client, sender=self._sender)
             self._leave(closing)
@@ -173,11 +176,11 @@ class Session:
 
     # -- in
 
-    async def _greet(self) -> Credential:
+    async def _greet(self) -> Who:
         """Learn who it is, from a header or from a hello."""
         credentials = self._take.credentials
         if (authorization := self._headers.get(b"authorization")) is not None:
-            credential = credentials.find(authorization)
+            who: Who = partial(credentials.find, authorization)
         else:
             seconds = self._take.settings.request_header_timeout_s
             try:
@@ -188,8 +191,13 @@ class Session:
             if hello is None:
                 raise Closing(POLICY, "unauthenticated: send a hello with your key first, or an Authorization header")
             self._hear(hello)
-            credential = credentials.find_key(hello.key or "")
-        if credential is None and not credentials.ready:
+            who = partial(credentials.find_key, hello.key or "")
+        return who
+
+    def _known(self, who: Who) -> Credential:
+        """Return whose key it is now: one that is revoked or expires while the connection lasts counts no more."""
+        credential = who()
+        if credential is None and not self._take.credentials.ready:
             raise Closing(TRY_LATER, "not_ready: credentials are not loaded yet")
         if credential is None:
             raise Closing(POLICY, "unauthenticated: the key is unknown, revoked or expired")
@@ -205,7 +213,7 @@ class Session:
             except ValueError as error:
                 raise Closing(UNSUPPORTED, f"sent_at is not an RFC 3339 time: {error}") from None
 
-    async def _take_next(self, credential: Credential) -> None:
+    async def _take_next(self, who: Who) -> None:
         """Take one message; its acknowledgement follows by itself."""
         raw = await self._receive()
         if self._leaving:
@@ -225,6 +233,7 @@ class Session:
             name, events = message.seq, message.events
         if self._unacknowledged >= self._window:
             raise Closing(POLICY, f"more than {self._window} unacknowledged messages; see window")
+        credential = self._known(who)
         self._unacknowledged += 1
         request_id = self._take.request_id({})
         reply = partial(self._reply, name, len(raw))
