@@ -22,7 +22,10 @@ Bytes = Annotated[int, Field(ge=1)]
 class Settings(BaseSettings):
     """The whole configuration; pass it down, never read the environment elsewhere."""
 
-    model_config = SettingsConfigDict(env_prefix="DRM_", frozen=True, extra="ignore", validate_default=True)
+    # What is wrong is told without what was given: passwords would be among it.
+    model_config = SettingsConfigDict(
+        env_prefix="DRM_", frozen=True, extra="ignore", validate_default=True, hide_input_in_errors=True
+    )
 
     # -- Kafka: where, and as whom ------------------------------------------------------------------------------
     kafka_bootstrap: str = Field("127.0.0.1:9092", description="host:port, several separated by commas")
@@ -105,7 +108,9 @@ class Settings(BaseSettings):
 
     # -- the edge: time and credentials -------------------------------------------------------------------------
     clock_skew_tolerated_s: Seconds = Field(300.0, description="a stated sending time off by more is corrected for")
-    event_future_max_s: Annotated[float, Field(gt=0)] = Field(86_400.0, description="further ahead: clamped and marked")
+    event_future_max_s: Annotated[float, Field(gt=0, le=1e9)] = Field(
+        86_400.0, description="further ahead: clamped and marked"
+    )
     credential_refresh_s: Seconds = Field(2.0, description="how often the credential snapshot is read anew")
 
     # -- the pipeline -------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ def test_every_number_of_a_quantity_names_its_unit() -> None:
         ({"request_body_bytes_max": 1 << 30}, "DRM_REQUEST_BODY_BYTES_MAX cannot exceed"),
         ({"kafka_security_protocol": "SASL_SSL"}, "SASL needs"),
         ({"edge_port": 70_000}, "less than or equal to 65535"),
+        ({"event_future_max_s": 1e12}, "less than or equal to"),
         ({"request_events_max": 0}, "greater than or equal to 1"),
         ({"topic_prefix": "a b"}, "should match pattern"),
     ],
@@ -56,3 +57,12 @@ def test_a_password_is_not_shown() -> None:
         kafka_sasl_password=SecretStr("canary-1"), postgres_dsn=SecretStr("postgresql://u:canary-2@h/d")
     )
     assert "canary" not in repr(settings)
+
+
+def test_no_password_is_shown_when_something_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRM_KAFKA_SASL_PASSWORD", "canary-1")
+    monkeypatch.setenv("DRM_POSTGRES_DSN", "postgresql://u:canary-2@h/d")
+    monkeypatch.setenv("DRM_TOPIC_REPLICATION_FACTOR", "1")
+    with pytest.raises(ValidationError, match="cannot exceed") as raised:
+        Settings()
+    assert "canary" not in str(raised.value)
