@@ -105,6 +105,20 @@ async def test_unknown_devices_are_registered_unclaimed_and_parties_are_not_devi
 # -- once --
 
 
+async def test_devices_that_a_restored_postgres_has_not_heard_of_are_registered_again(attached: Bench) -> None:
+    await attached.put(event("e-1"))
+    async with attached.attaching():
+        await attached.until("select exists (select from device where subject = 'meter-1')")
+        await attached.connection.execute("delete from device")
+        await attached.connection.execute(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
+            "where application_name like 'drm attach%' and datname = current_database()"
+        )
+        await attached.put(event("e-2"))
+        await attached.until("select exists (select from event where id = 'e-2')")
+        assert await attached.value("select count(*) from device where subject = 'meter-1'") == 1
+
+
 async def test_a_duplicate_is_stored_once_in_its_batch_or_years_later(attached: Bench) -> None:
     first = event("e-1")
     await attached.put(first, first, event("e-2"))
@@ -155,6 +169,20 @@ async def test_of_two_events_with_one_identity_the_first_wins_and_the_second_is_
     assert (letter["topic"], letter["stage"], letter["code"]) == (
         attached.topics.events("measurement"), "attach", "id_conflict",
     )  # fmt: skip
+
+
+async def test_a_repeat_of_what_is_stored_is_no_conflict_though_a_conflict_came_right_before_it(
+    attached: Bench,
+) -> None:
+    first, conflict = event("e-1", data='{"temperature": 1}'), event("e-1", data='{"temperature": 2}')
+    await attached.put(first)
+    async with attached.attaching():
+        await attached.passed()
+    await attached.put(conflict, first, conflict, event("e-2"))  # read together
+    async with attached.attaching() as worker:
+        await attached.until("select exists (select from event where id = 'e-2')")
+        assert worker.outcomes() == {"attached": 1, "duplicate": 2, "dead_letter": 1}
+    assert await attached.value("select data from event where id = 'e-1'") == '{"temperature": 1}'
 
 
 # -- what cannot be stored --

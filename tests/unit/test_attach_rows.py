@@ -71,8 +71,8 @@ async def test_in_a_batch_the_first_of_one_identity_counts() -> None:
     decoded = await Decoder().decode(read)
     assert [row.record.offset for row in decoded.rows] == [0, 1]
     assert decoded.duplicates == 1
+    assert [row.record.offset for row in decoded.rivals] == [3]
     assert [(dead.record.offset, dead.code) for dead in decoded.dead] == [
-        (3, EventCode.ID_CONFLICT),
         (4, EventCode.UNREADABLE),
         (5, EventCode.UNREADABLE),
     ]

@@ -250,7 +250,8 @@ class Worker:
                 if read.share != self._share:  # partitions came or went since
                     self._accounts.give_back(read.records)
                     continue
-                stored = await self._store.store(Batch(read.moves, read.decoded.rows, read.decoded.dead))
+                decoded = read.decoded
+                stored = await self._store.store(Batch(read.moves, decoded.rows, decoded.dead, decoded.rivals))
                 self._accounts.store(read.decoded, stored, read.began)
                 self._retry_s = RETRY_S
             self._to_commit.update({partition: move.next_offset for partition, move in read.moves.items()})

@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from drm_ingest.errors import EventCode
 from drm_ingest.event import identity_key, identity_source
 from drm_ingest.pipeline.splice import without
-from drm_ingest.postgres.events import Dead, conflict
+from drm_ingest.postgres.events import Dead
 from drm_ingest.postgres.rows import Packer, Row
 
 RECORDS_A_TURN = 250  # about 1 ms
@@ -46,6 +46,8 @@ class Decoded:
     """Records sorted by what can be told before Postgres is asked; the rows have distinct keys."""
 
     rows: list[Row] = field(default_factory=list)
+    rivals: list[Row] = field(default_factory=list)
+    """Each has the key of a row and another content; Postgres may know it all the same, from before the two."""
     dead: list[Dead] = field(default_factory=list)
     duplicates: int = 0
 
@@ -75,7 +77,7 @@ class Decoder:
             if first.content_hash == row.content_hash:
                 decoded.duplicates += 1
             else:
-                decoded.dead.append(conflict(row))
+                decoded.rivals.append(row)
         decoded.rows = list(rows.values())
         return decoded
 

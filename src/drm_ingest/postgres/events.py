@@ -67,11 +67,12 @@ class Dead:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What was read of some partitions, and how far that moves them. Rows have distinct keys."""
+    """What was read of some partitions, and how far that moves them. Rows have distinct keys; rivals have theirs."""
 
     moves: Mapping[TopicPartition, Move]
     rows: Sequence[Row]
     dead: Sequence[Dead] = ()
+    rivals: Sequence[Row] = ()
 
 
 @dataclass(slots=True)
@@ -173,6 +174,8 @@ class EventStore:
         async with connection.transaction():
             await positions.move(connection, self._owner, batch.moves)
             stored = await insert(connection, batch.rows) if batch.rows else Stored()
+            if batch.rivals:
+                stored += await self._compare(connection, batch.rivals)
             stored.dead += batch.dead
             if stored.dead:
                 await self._bury(stored.dead)
@@ -193,16 +196,24 @@ class EventStore:
         if not repeated:
             await self._insert_rest(connection, rows)
             return Stored(list(rows))
-        # A statement of its own, so that it sees what another worker has committed meanwhile.
-        first = {r["key"].bytes: r["content_hash"].bytes for r in await connection.fetch(_FIRST, repeated)}
-        stored = Stored([row for row in rows if row.key not in first])
-        for row in rows:
-            if (hash_ := first.get(row.key)) == row.content_hash:
-                stored.duplicates += 1
-            elif hash_ is not None:
-                stored.dead.append(conflict(row))
+        known = {key.bytes for key in repeated}
+        stored = Stored([row for row in rows if row.key not in known])
+        stored += await self._compare(connection, [row for row in rows if row.key in known])
         if stored.attached:
             await self._insert_rest(connection, stored.attached)
+        return stored
+
+    async def _compare(self, connection: asyncpg.Connection, rows: Sequence[Row]) -> Stored:
+        """Tell repeats from conflicts by the hash of the first with the same key; none of these rows is inserted."""
+        # A statement of its own, so that it sees what another worker has committed meanwhile.
+        firsts = await connection.fetch(_FIRST, [UUID(bytes=row.key) for row in rows])
+        first = {record["key"].bytes: record["content_hash"].bytes for record in firsts}
+        stored = Stored()
+        for row in rows:
+            if first.get(row.key) == row.content_hash:
+                stored.duplicates += 1
+            else:
+                stored.dead.append(conflict(row))
         return stored
 
     async def _insert_by_halves(self, connection: asyncpg.Connection, rows: Sequence[Row]) -> Stored:
@@ -241,6 +252,7 @@ class EventStore:
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             self._connection = connection = await pool.connect(self._settings, self._owner.holder)
+            self._registered.clear()  # it may be another Postgres by now, restored from a backup
             await connection.execute(f"{_STAGE_IDENTITY}; {days.STAGE}")
         return self._connection
 
