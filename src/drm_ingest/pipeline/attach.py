@@ -87,9 +87,9 @@ async def run(settings: Settings, stop: asyncio.Event, metrics: Metrics | None =
 
 @dataclass(slots=True)
 class Read:
-    """A batch on its way: what was read, and during which share of the partitions."""
+    """A batch on its way: what was read, and in which generation of our share of the partitions."""
 
-    share: int
+    generation: int
     records: int
     moves: dict[TopicPartition, Move]
     decoded: Decoded
@@ -108,7 +108,7 @@ class Worker:
         self._store = store
         self._decoder = Decoder()
         self._reader = Reader(settings, metrics, GROUP, topics, on_assigned=self._take, on_revoked=self._give_back)
-        self._share = 0  # rises whenever what was read before must not be stored any more
+        self._generation = 0  # rises whenever what was read before must not be stored any more
         self._followed = Followed()
         self._to_commit: dict[TopicPartition, int] = {}
         self._unsettled = asyncio.Event()  # set: claim and seek before anything else
@@ -159,7 +159,7 @@ class Worker:
     # -- partitions come and go ----------------------------------------------------------------------------------------
 
     async def _take(self, partitions: frozenset[TopicPartition]) -> Mapping[TopicPartition, int]:
-        self._share += 1
+        self._generation += 1
         try:
             async with self._storing:
                 claimed = await self._store.claim(partitions)
@@ -172,7 +172,7 @@ class Worker:
         return _seekable(claimed)
 
     async def _give_back(self, partitions: frozenset[TopicPartition]) -> None:
-        self._share += 1
+        self._generation += 1
         partitions &= self._followed.partitions
         self._followed.leave(partitions)
         if not partitions:
@@ -194,14 +194,14 @@ class Worker:
         """
         if self._reader.positioning:
             raise OutOfStep("the reader is not in place yet")
-        self._share = share = self._share + 1
+        self._generation = generation = self._generation + 1
         self._followed.leave(self._followed.partitions)
         self._unsettled.clear()
         partitions = self._reader.assigned
         async with self._storing:
             claimed = await self._store.claim(partitions)
         await self._reader.rewind(partitions, _seekable(claimed))
-        if share == self._share:  # else the group has given us another share meanwhile, and that is claimed
+        if generation == self._generation:  # else the group has given us another share meanwhile, and that is claimed
             self._followed.claim(claimed)
             self._trouble = None
 
@@ -232,12 +232,12 @@ class Worker:
     async def _read_on(self, batches: asyncio.Queue[Read]) -> None:
         records_max = self._settings.attach_batch_records_max
         async for arrived in self._reader.batches(records_max):
-            began, share = monotonic(), self._share
+            began, generation = monotonic(), self._generation
             moves, records = self._followed.follow(arrived)
             if records:
                 self._accounts.receive(len(records))
                 decoded = await self._decoder.decode(records)
-                await batches.put(Read(share, len(records), moves, decoded, began))
+                await batches.put(Read(generation, len(records), moves, decoded, began))
                 if len(records) < records_max:
                     # A transaction costs as much as 150 rows: a few larger ones leave the machine to others. The
                     # first event after a pause goes at once.
@@ -247,7 +247,7 @@ class Worker:
         while True:
             read = await batches.get()
             async with self._storing:
-                if read.share != self._share:  # partitions came or went since
+                if read.generation != self._generation:  # partitions came or went since
                     self._accounts.give_back(read.records)
                     continue
                 decoded = read.decoded
