@@ -35,7 +35,18 @@ def main(
     if context.invoked_subcommand in TOOLS and not any(name.startswith(CONNECTIONS) for name in os.environ):
         from drm_ingest.up.data_dir import DataDir
 
-        os.environ.update(DataDir(data_dir).published_environment())
+        found = DataDir(data_dir).published_environment()
+        os.environ.update(found)
+        if not found and context.invoked_subcommand in {"doctor", "tail"}:
+            typer.echo(
+                f"no running `drm-ingest up` found in {data_dir}; cd there, or set DRM_DATA_DIR, or "
+                "DRM_KAFKA_BOOTSTRAP and DRM_POSTGRES_DSN (trying the defaults)",
+                err=True,
+            )
+    if context.invoked_subcommand in TOOLS:
+        import logging
+
+        logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # a person is told in our own words
 
 
 @cli.command()
@@ -267,7 +278,9 @@ def send(
 
 @cli.command()
 def tail(
-    type_: Annotated[str, typer.Argument(metavar="TYPE", help="A type, a family of types, or `unclassified`.")],
+    type_: Annotated[
+        str, typer.Argument(metavar="TYPE", help="A type, a family of types, `unclassified` or `dead-letters`.")
+    ],
     subject: Annotated[str | None, typer.Option(help="Only events about this device.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
     timeout: Annotated[
@@ -280,7 +293,7 @@ def tail(
         typer.Option("--ndjson/--pretty", help="For programs or for people. Default: people on a terminal."),
     ] = None,
 ) -> None:
-    """Show enriched events as they arrive in Kafka. It commits nothing and disturbs nobody.
+    """Show enriched events as they arrive in Kafka, or what was set aside and why. It disturbs nobody.
 
     Example: drm-ingest tail device.measurement --subject meter-7 --from-beginning
     """
@@ -289,9 +302,8 @@ def tail(
 
     from rich.console import Console
 
+    from drm_ingest.kafka import tail as look
     from drm_ingest.kafka.connection import KafkaUnreachable
-    from drm_ingest.kafka.tail import NothingToTail, Wanted, as_lines, as_text
-    from drm_ingest.kafka.tail import tail as follow
     from drm_ingest.schema import BadSchema, Schemas
 
     settings = _settings()
@@ -306,18 +318,22 @@ def tail(
 
     if ndjson is None:
         ndjson = not sys.stdout.isatty()
-    show = as_lines(write) if ndjson else as_text(Console(highlight=False))
+    console = Console(highlight=False)
     try:
-        wanted = Wanted.of(settings, Schemas.load(settings.schemas_dir), type_, subject)
+        wanted = look.Wanted.of(settings, Schemas.load(settings.schemas_dir), type_, subject)
+        if wanted.dead_letters:
+            show = look.dead_letters_as_lines(write) if ndjson else look.dead_letters_as_text(console)
+        else:
+            show = look.as_lines(write) if ndjson else look.as_text(console)
         if wanted.unclassified:
             typer.echo(f"{type_} has no schema; its events are looked for in {wanted.topic}", err=True)
         shown = asyncio.run(
-            follow(
+            look.tail(
                 settings, wanted, show,
                 from_beginning=from_beginning, limit=limit, timeout_s=timeout, on_ready=on_ready,
             )
         )  # fmt: skip
-    except (KafkaUnreachable, NothingToTail, BadSchema) as error:
+    except (KafkaUnreachable, look.NothingToTail, BadSchema) as error:
         raise _failed(error) from None
     except KeyboardInterrupt:
         raise typer.Exit(0) from None

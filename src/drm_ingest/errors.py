@@ -49,7 +49,7 @@ class EventCode(StrEnum):
 
     # after a 200: dead letters
     ID_CONFLICT = "id_conflict", "Another event with the same subject, source and id came first. Use a new id."
-    ROW_REFUSED = "row_refused", "Postgres refused the row; see detail, then replay."
+    ROW_REFUSED = "row_refused", "Postgres refused the row; see detail. It is kept in the dead letters."
     UNREADABLE = "unreadable", "The record in the topic is not an event."
 
 

@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     topic_replication_factor: Count = Field(3, le=15, description="copies of each partition")
     topic_min_insync_replicas: Count = Field(2, le=15, description="copies that must have an event before its 200")
     topic_retention_hours: Count = Field(168, description="of the ingress and the families")
-    dead_letter_retention_hours: Count = Field(720, description="time to mend and replay")
+    dead_letter_retention_hours: Count = Field(720, description="dead letters, to be looked at and mended")
 
     # -- Kafka: the writer --------------------------------------------------------------------------------------
     produce_deadline_s: Seconds = Field(10.0, description="an event not acknowledged by then is answered 503")

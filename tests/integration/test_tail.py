@@ -1,12 +1,17 @@
 """`drm-ingest tail` shows what arrives, as a person or a program at a terminal would run it."""
 
 import asyncio
+import os
 import sys
 from asyncio.subprocess import PIPE
+from pathlib import Path
 
 import orjson
 import pytest
+from aiokafka import ConsumerRecord
 
+from drm_ingest.errors import EventCode
+from drm_ingest.kafka.dead_letters import DeadLetter, outgoing
 from drm_ingest.kafka.topics import Topics, create
 from drm_ingest.kafka.writer import Outgoing, Writer
 from drm_ingest.metrics import Metrics
@@ -114,6 +119,50 @@ async def test_a_type_without_a_schema_is_looked_for_among_the_unclassified(
         await write(settings, topics.events("unclassified"), "com.example.new", "meter-7", "new")
         assert await ids(process) == ["new"]
     assert "com.example.new has no schema" in run.said
+
+
+async def test_dead_letters_are_shown_with_why_and_where_they_were_read(
+    settings: Settings, topics: Topics, environment: dict[str, str]
+) -> None:
+    read = ConsumerRecord(
+        topics.events("measurement"), 2, 41, 0, 0, b"meter-7", b'{"id": "m-1\xff"}', None, 7, 10, [("h", b"1")]
+    )
+    letter = DeadLetter(read, "attach", EventCode.ID_CONFLICT, detail="the first one came at ten")
+    writer = Writer(settings, Metrics("attach"))
+    await writer.start()
+    try:
+        await writer.write([outgoing(writer, topics, letter)])
+    finally:
+        await writer.stop(5)
+    async with Tail(environment, "dead-letters", "--from-beginning", "--limit", "1") as process:
+        output, _ = await process.communicate()
+    assert orjson.loads(output) == {
+        "key": "meter-7", "stage": "attach", "code": "id_conflict", "detail": "the first one came at ten",
+        "topic": topics.events("measurement"), "partition": "2", "offset": "41", "value": '{"id": "m-1\\xff"}',
+    }  # fmt: skip
+    async with Tail(environment, "dead-letters", "--from-beginning", "--limit", "1", "--pretty") as process:
+        output, _ = await process.communicate()
+    when, *rest = output.decode().splitlines()
+    assert when.split()[1:] == ["meter-7", "id_conflict"]
+    assert rest == [
+        "  the first one came at ten",
+        f"  set aside by attach, read from {topics.events('measurement')}/2/41",
+        '  {"id": "m-1\\xff"}',
+    ]
+
+
+@pytest.mark.parametrize("command", [["tail", "measurement", "--timeout", "5"], ["doctor"]])
+async def test_where_no_up_runs_it_says_so_first_and_nothing_in_a_librarys_words(
+    command: list[str], tmp_path: Path
+) -> None:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("DRM_")}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "drm_ingest", *command, env=own, cwd=tmp_path, stdout=PIPE, stderr=PIPE
+    )
+    _, said = await process.communicate()
+    assert said.startswith(b"no running `drm-ingest up` found in .drm; cd there, or set DRM_DATA_DIR, or DRM_KAFKA_")
+    assert b"AddressFamily" not in said
+    assert b"Unable connect" not in said
 
 
 async def test_too_few_within_the_time_is_exit_code_1(

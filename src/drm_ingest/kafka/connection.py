@@ -3,6 +3,8 @@
 import ssl
 from typing import Any
 
+from aiokafka.errors import KafkaConnectionError
+
 from drm_ingest.settings import Settings
 
 CLIENT_ID = "drm-ingest"
@@ -12,6 +14,8 @@ class KafkaUnreachable(Exception):
     """No bootstrap server answered; the message says which were asked and what to check."""
 
     def __init__(self, settings: Settings, reason: object) -> None:
+        if isinstance(reason, KafkaConnectionError):
+            reason = "no connection can be made"  # what it says itself is a list of address families
         super().__init__(
             f"Kafka does not answer at {settings.kafka_bootstrap} ({settings.kafka_security_protocol}): {reason}. "
             "Check that it runs, and DRM_KAFKA_BOOTSTRAP, DRM_KAFKA_SECURITY_PROTOCOL and the DRM_KAFKA_SASL_* and "

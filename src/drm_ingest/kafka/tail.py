@@ -1,8 +1,10 @@
 """Show enriched events as they arrive: `drm-ingest tail`. It joins no group, commits nothing and disturbs nobody."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from time import monotonic
 
 import orjson
@@ -13,6 +15,7 @@ from rich.text import Text
 
 from drm_ingest.event import Enrichment
 from drm_ingest.kafka.connection import KafkaUnreachable, connection
+from drm_ingest.kafka.dead_letters import reason_of
 from drm_ingest.kafka.partition import murmur2
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.schema import UNCLASSIFIED, Schemas
@@ -20,6 +23,8 @@ from drm_ingest.settings import Settings
 
 RECORDS_MAX = 500
 POLL_S = 0.2
+
+DEAD_LETTERS = "dead-letters"
 
 Show = Callable[[ConsumerRecord], None]
 
@@ -38,10 +43,20 @@ class Wanted:
 
     @classmethod
     def of(cls, settings: Settings, schemas: Schemas, name: str, subject: str | None) -> "Wanted":
-        """`name` is a type, a family or `unclassified`; a type without a schema is looked for in `unclassified`."""
+        """`name` is a type, a family, `unclassified` or `dead-letters`.
+
+        A type without a schema is looked for in `unclassified`.
+        """
+        if name == DEAD_LETTERS:
+            return cls(Topics.of(settings).dead_letters, None, subject)
         if name in schemas.families:
             return cls(Topics.of(settings).events(name), None, subject)
         return cls(Topics.of(settings).events(schemas.family(name)), name, subject)
+
+    @property
+    def dead_letters(self) -> bool:
+        """Whether it is what was set aside, which is shown with its reason."""
+        return self.topic.endswith(f".{DEAD_LETTERS}")
 
     @property
     def unclassified(self) -> bool:
@@ -142,6 +157,42 @@ def as_lines(write: Callable[[bytes], object]) -> Show:
         write((value.replace(b"\n", b" ") if b"\n" in value else value) + b"\n")
 
     return show
+
+
+def dead_letters_as_lines(write: Callable[[bytes], object]) -> Show:
+    """Return how dead letters are shown to programs: key, reason and value as text, one JSON document a line."""
+
+    def show(record: ConsumerRecord) -> None:
+        write(orjson.dumps({"key": _text(record.key), **reason_of(record), "value": _text(record.value)}) + b"\n")
+
+    return show
+
+
+def dead_letters_as_text(console: Console) -> Show:
+    """Return how dead letters are shown to people: when, who and why; where it was read; what it was."""
+
+    def show(record: ConsumerRecord) -> None:
+        reason = reason_of(record)
+        set_aside = datetime.fromtimestamp(record.timestamp / 1000, UTC)
+        head = Text(f"{set_aside:%Y-%m-%dT%H:%M:%SZ}  ")
+        head.append(_text(record.key), style="bold cyan")
+        head.append(f"  {reason.get('code', '')}", style="bold red")
+        console.print(head, soft_wrap=True)
+        said = "  ".join(reason[name] for name in ("pointer", "detail") if name in reason)
+        if said:
+            console.print(Text(f"  {said}"), soft_wrap=True)
+        origin = "{topic}/{partition}/{offset}".format_map(defaultdict(lambda: "?", reason))
+        console.print(
+            Text(f"  set aside by {reason.get('stage', '?')}, read from {origin}", style="dim"), soft_wrap=True
+        )
+        console.print(Text(f"  {_text(record.value)}"), soft_wrap=True)
+
+    return show
+
+
+def _text(value: bytes | None) -> str:
+    """Return text; bytes that are not UTF-8 become escapes."""
+    return (value or b"").decode("utf-8", "backslashreplace")
 
 
 def as_text(console: Console) -> Show:
