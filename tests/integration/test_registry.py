@@ -289,7 +289,7 @@ async def test_an_exclusive_role_is_handed_over_at_an_instant_and_never_shared(a
         409, "conflict",
     )  # fmt: skip
     assert problem["relationship"] == first
-    assert ada in problem["detail"]
+    assert all(told in problem["detail"] for told in (ada, first["id"], "for a time outside of that"))
     # Another role is another matter, and so is another device.
     assert (await begin(admin, subject="meter-7", role="sold_by", party=ada)).status_code == 201
     assert (await begin(admin, subject="meter-8", party=bo)).status_code == 201

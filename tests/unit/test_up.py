@@ -35,11 +35,13 @@ def test_no_cluster_id_looks_like_an_option_to_the_tool_that_formats() -> None:
 
 
 def test_the_greeting_sends_an_event_that_its_schema_takes() -> None:
-    words = shlex.split(curl("http://127.0.0.1:8080", "drm_key").replace("$(date -u +%FT%TZ)", "2026-11-22T10:00:00Z"))
+    printed = curl("http://127.0.0.1:8080", "drm_key").replace("$(date -u +%FT%TZ)", "2026-11-22T10:00:00Z")
+    words = shlex.split(printed.replace("$(date +%s%N)", "1795341600000000001"))
     (event,) = json.loads(words[words.index("-d") + 1])
     schema = Schemas.load().find(event["type"], None)
     assert schema is not None
     assert schema.is_valid(event["data"])
+    assert event["id"] == "1795341600000000001"
     assert "Authorization: Bearer drm_key" in words
 
 

@@ -155,8 +155,11 @@ async def fate(query: Annotated[FateQuery, Query()], caller: Anyone, db: Db) -> 
 
 
 _PENDING = (
-    "Not stored yet. If the sending was answered 200 it will be, within seconds unless attach is behind; "
-    "without a 200 it may never have arrived: send it again, which is always safe."
+    "Nothing is stored under this identity, yet or at all. "
+    "If it was accepted (200, and not among the rejected), it will be, within seconds unless attach is behind. "
+    "If it was refused, it is not kept: mend it and send it. "
+    "If it was sent with a source, ask with that source. "
+    "If there was no answer, it may never have arrived: send it again, which is always safe."
 )
 _ATTACHED = "It is stored, once."
 _ATTACHED_FIRST = "The first event under this identity is stored, once; others under it are in dead_letters."

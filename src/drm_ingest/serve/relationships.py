@@ -108,7 +108,8 @@ def _conflict(claim: stored.Claim, held: stored.HeldAlready) -> Refusal:
     until = f"to {other.valid_to:%Y-%m-%dT%H:%M:%SZ}" if other.valid_to else "on"
     return Refusal(
         "conflict",
-        f"Party {other.party} is {other.role} of {other.subject} {since} {until} (relationship {other.id}).",
+        f"Party {other.party} is {other.role} of {other.subject} {since} {until} (relationship {other.id}). "
+        "Claim it for a time outside of that; a relation that is there cannot be ended or changed yet.",
         relationship=other.model_dump(mode="json"),
     )
 

@@ -48,10 +48,10 @@ kcat -b {kafka_bootstrap} -t {topic} -C -o end{kcat_note}
 
 
 def curl(edge_url: str, sender_key: str) -> str:
-    """A command to paste; it may be repeated, each second makes another event."""
+    """A command to paste; each time it is run it sends another event."""
     event = (
-        """[{"type": "device.measurement", "subject": "meter-7", "time": "'$(date -u +%FT%TZ)'", """
-        """"data": {"temperature": 21.5, "humidity": 40}}]"""
+        """[{"id": "'$(date +%s%N)'", "type": "device.measurement", "subject": "meter-7", """
+        """"time": "'$(date -u +%FT%TZ)'", "data": {"temperature": 21.5, "humidity": 40}}]"""
     )
     return (
         f"curl -sS {edge_url}/v1/events -H 'Authorization: Bearer {sender_key}' "
