@@ -19,7 +19,7 @@ def settings() -> str:
         default = field.default
         if isinstance(default, SecretStr):
             default = default.get_secret_value()
-        shown = "" if default is None else f"`{default}`"
+        shown = "" if default in (None, "") else f"`{default}`"
         lines.append(f"| `DRM_{name.upper()}` | {shown} | {field.description} |")
     return "\n".join(lines)
 

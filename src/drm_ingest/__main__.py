@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from drm_ingest.settings import Settings
 
 CONNECTIONS = ("DRM_KAFKA_", "DRM_POSTGRES_", "DRM_EDGE_URL")
+PROCESSES = {"edge", "enrich", "attach", "serve"}  # they write to their log what others say on the terminal
 TOOLS = {"demo", "doctor", "send", "tail"}  # what speaks to a running `up`, when nothing else is set
 
 cli = typer.Typer(
@@ -47,6 +48,11 @@ def main(
         import logging
 
         logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # a person is told in our own words
+    if context.invoked_subcommand not in PROCESSES and any(name.startswith("DRM_") for name in os.environ):
+        from drm_ingest.settings import unknown
+
+        for name, meant in unknown(os.environ):
+            typer.echo(f"{name} is unknown and ignored" + (f"; is {meant} meant?" if meant else ""), err=True)
 
 
 @cli.command()

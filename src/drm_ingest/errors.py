@@ -29,7 +29,7 @@ class EventCode(StrEnum):
     UNCLASSIFIED_TYPE = "unclassified_type", "No schema for this type yet; the event is kept in the unclassified topic."
     TIME_ASSUMED = "time_assumed", "The event had no time; its receipt was taken. Send time (RFC 3339)."
     TIME_CLAMPED = "time_clamped", "The time was too far in the future; it was set to the receipt. Check the clock."
-    ID_ASSIGNED = "id_assigned", "The event had no id; this one was given. Send an id so that a retry is recognised."
+    ID_ASSIGNED = "id_assigned", "The event had no id; this one was given. detail says whether a retry is recognised."
 
     # rejected
     NOT_AN_OBJECT = "not_an_object", "Each event must be a JSON object."

@@ -149,15 +149,16 @@ def parse_time(text: str) -> datetime:
 
     Raises:
         ValueError: it is not one, has no offset, or lies in year 1: an unset clock, and no such time in UTC everywhere.
+            The message goes on after the name of what it is.
     """
     try:
         time = msgspec.convert(text, datetime)
     except msgspec.ValidationError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError("is not an RFC 3339 time") from error
     if time.tzinfo is None:
-        raise ValueError("no offset from UTC")
+        raise ValueError("has no offset from UTC")
     if time.year == 1:
-        raise ValueError("year 1 is a clock that was never set")
+        raise ValueError("lies in year 1, as on a clock that was never set")
     return time
 
 

@@ -16,7 +16,7 @@ import orjson
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from drm_ingest.settings import Settings
+from drm_ingest.settings import Settings, unknown
 
 REQUEST_ID = r"[A-Za-z0-9._:/+=-]{1,64}"
 """A request id of a sender's own choice is kept when it is one of these: no line of a log breaks at it."""
@@ -68,6 +68,8 @@ def configure(settings: Settings, process: str) -> None:
     logging.getLogger("uvicorn.access").disabled = True  # a line per event would cost more than the event
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
+    for variable, meant in unknown(os.environ):
+        structlog.get_logger(__name__).warning("an unknown variable is ignored", variable=variable, meant=meant)
 
 
 def _stamp(process: str) -> Processor:

@@ -3,7 +3,8 @@
 Each field is the environment variable `DRM_<NAME>`; the unit is the last part of the name.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -156,6 +157,19 @@ class Settings(BaseSettings):
         ):
             raise ValueError("SASL needs DRM_KAFKA_SASL_USERNAME and DRM_KAFKA_SASL_PASSWORD")
         return self
+
+
+OF_TOOLS = frozenset({"DRM_DATA_DIR", "DRM_EDGE_URL", "DRM_SERVE_URL", "DRM_SENDER_KEY", "DRM_ADMIN_KEY"})
+"""Variables that are no settings of a process, but of what speaks to one; `DRM_UP_…` are those of `up` itself."""
+
+
+def unknown(environment: Iterable[str]) -> Iterator[tuple[str, str | None]]:
+    """Yield each variable `DRM_…` that nothing of ours reads, with the one that may be meant."""
+    known = {f"DRM_{name.upper()}" for name in Settings.model_fields} | OF_TOOLS
+    for name in sorted(environment):
+        if name.startswith("DRM_") and not name.startswith("DRM_UP_") and name.upper() not in known:
+            nearest = get_close_matches(name, known, n=1)
+            yield name, nearest[0] if nearest else None
 
 
 def refused(error: ValidationError) -> Iterator[tuple[str, str]]:

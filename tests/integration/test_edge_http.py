@@ -53,6 +53,13 @@ async def test_some_rejected_is_still_200_and_only_the_others_are_kept(edge: Edg
     assert await edge.stored(good["subject"], bad["subject"]) == [good["subject"]]
 
 
+async def test_a_missing_key_and_a_wrong_one_are_told_apart(edge: Edge) -> None:
+    missing, wrong = await edge.post(an_event(), key=None), await edge.post(an_event(), key="wrong")
+    assert [answer.status_code for answer in (missing, wrong)] == [401, 401]
+    assert missing.json()["detail"].startswith("Send your key")
+    assert wrong.json()["detail"].startswith("The key is unknown, revoked or expired")
+
+
 async def test_all_rejected_is_422_with_the_results(edge: Edge) -> None:
     answer = await edge.post([an_event(data={"state": 7})])
     assert answer.status_code == 422

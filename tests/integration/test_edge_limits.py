@@ -220,6 +220,8 @@ async def test_cross_origin_posts_are_allowed_where_the_setting_names_the_origin
         )
         reply = await wire.reply()
     assert (reply.status, reply.headers["access-control-allow-origin"]) == (200, "https://app.example")
+    assert "POST" in reply.headers["access-control-allow-methods"]
+    assert "authorization" in reply.headers["access-control-allow-headers"]
 
 
 async def test_no_origin_is_allowed_unless_named(edge: Edge) -> None:

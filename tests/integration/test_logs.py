@@ -4,6 +4,7 @@ Logging belongs to a whole process, so each test has a process of its own.
 """
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -17,10 +18,23 @@ logs.configure(Settings(), "edge")
 """
 
 
-def lines_of(code: str) -> list[dict[str, Any]]:
-    done = subprocess.run([sys.executable, "-c", PREAMBLE + code], capture_output=True, text=True, check=False)
+def lines_of(code: str, **environment: str) -> list[dict[str, Any]]:
+    own = os.environ | environment
+    done = subprocess.run(
+        [sys.executable, "-c", PREAMBLE + code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=own,
+    )
     assert done.stdout == ""
     return [json.loads(line) for line in done.stderr.splitlines()]
+
+
+def test_a_mistyped_variable_is_a_line_without_its_value() -> None:
+    [line] = lines_of("", DRM_EGDE_PORT="canary")
+    assert (line["level"], line["variable"], line["meant"]) == ("warning", "DRM_EGDE_PORT", "DRM_EDGE_PORT")
+    assert "canary" not in str(line)
 
 
 def test_our_own_lines_carry_what_was_bound_and_passed() -> None:

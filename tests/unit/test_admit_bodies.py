@@ -1,6 +1,8 @@
 """From a body to events: what is taken, what is refused whole and with which code, and the answer."""
 
 import gzip
+import sys
+from collections.abc import Callable
 
 import msgspec
 import orjson
@@ -26,6 +28,11 @@ from drm_ingest.edge.admit import Admit
 from drm_ingest.errors import EventCode, Refusal
 from drm_ingest.metrics import Metrics
 from drm_ingest.settings import Settings
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 # -- modes -----------------------------------------------------------------------------------------------------------
 
@@ -290,3 +297,13 @@ def test_codes_are_counted() -> None:
     assert count(EventCode.UNCLASSIFIED_TYPE) == 1
     assert count(EventCode.NOT_AN_OBJECT) == 2
     assert count(EventCode.ATTRIBUTE_INVALID) == 1
+
+
+@pytest.mark.parametrize(("compress", "name"), [(gzip.compress, "gzip"), (zstd.compress, "zstd")])
+@pytest.mark.parametrize("content_type", ["application/json", "application/x-ndjson"])
+def test_a_compressed_body_that_does_not_say_so_is_told_which_header_is_missing(
+    compress: Callable[[bytes], bytes], name: str, content_type: str
+) -> None:
+    refused = refusal(compress(event()), content_type)
+    assert refused.problem.code == "malformed_encoding"
+    assert refused.detail == f"The body is compressed; set Content-Encoding: {name}."

@@ -251,6 +251,28 @@ def test_a_time_has_an_offset_and_the_form_of_rfc_3339() -> None:
         assert rejected(event(time=time)) == ("time_invalid", "/time")
 
 
+@pytest.mark.parametrize(
+    ("time", "says"),
+    [
+        ("yesterday", "time is not an RFC 3339 time; send time as RFC 3339 with an offset, as in 2026-"),
+        ("2026-11-22T10:00:00", "time has no offset from UTC; send time as RFC 3339 with an offset, as in "),
+        ("0001-01-01T00:00:00Z", "time lies in year 1, as on a clock that was never set; send time as RFC 3339 "),
+        (1763805600, "time is a string in RFC 3339 with an offset, as in 2026-11-22T10:00:00Z; no number."),
+    ],
+)  # fmt: skip
+def test_a_wrong_time_is_answered_with_how_to_send_it(time: object, says: str) -> None:
+    [result] = send(event(time=time)).results
+    assert result.detail.startswith(says)
+
+
+def test_an_assigned_id_tells_whether_a_retry_is_recognised() -> None:
+    [derived] = send(event(id=ABSENT)).results
+    [_, random] = send(event(id=ABSENT, time=ABSENT)).results
+    assert (derived.code, random.code) == ("id_assigned", "id_assigned")
+    assert "the same event sent again gets it again" in derived.detail
+    assert "a retry of the event would be stored again" in random.detail
+
+
 def test_an_absent_time_is_assumed_and_said_so() -> None:
     admitted = send(event(time=ABSENT))
     assert codes(admitted) == ["time_assumed"]

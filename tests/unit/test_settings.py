@@ -4,8 +4,10 @@ import re
 
 import pytest
 from pydantic import SecretStr, ValidationError
+from typer.testing import CliRunner
 
-from drm_ingest.settings import Settings
+from drm_ingest.__main__ import cli
+from drm_ingest.settings import Settings, unknown
 
 
 def test_every_setting_says_what_it_means() -> None:
@@ -45,6 +47,16 @@ def test_every_number_of_a_quantity_names_its_unit() -> None:
 def test_a_setting_that_cannot_work_is_refused_at_start(wrong: dict[str, object], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         Settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_mistyped_variable_is_told_with_the_one_that_may_be_meant() -> None:
+    environment = ["DRM_EGDE_PORT", "DRM_EDGE_PORT", "drm_edge_host", "DRM_DATA_DIR", "DRM_UP_MADE", "DRM_QQQ", "PATH"]
+    assert list(unknown(environment)) == [("DRM_EGDE_PORT", "DRM_EDGE_PORT"), ("DRM_QQQ", None)]
+
+
+def test_a_command_says_which_variables_it_ignores() -> None:
+    told = CliRunner(env={"DRM_EGDE_PORT": "9"}).invoke(cli, ["tail", "--help"])
+    assert "DRM_EGDE_PORT is unknown and ignored; is DRM_EDGE_PORT meant?" in told.stderr
 
 
 def test_settings_cannot_be_changed_once_made() -> None:

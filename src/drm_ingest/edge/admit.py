@@ -12,7 +12,7 @@ from msgspec import Raw
 
 from drm_ingest.edge.binary import structured
 from drm_ingest.edge.credentials import Credential
-from drm_ingest.edge.decompress import decompress
+from drm_ingest.edge.decompress import COMPRESSED, decompress, undeclared
 from drm_ingest.edge.judge import Judge, Record, Result, rejection
 from drm_ingest.edge.split import WHITE, Media, media_of, refuse_too_many, split
 from drm_ingest.errors import EventCode, Refusal, Rejected
@@ -91,6 +91,8 @@ class Admit:
         media = media_of(content_type, binary=bool(ce_headers))
         if content_encoding:
             body = decompress(content_encoding, body, self._settings)
+        elif body.startswith(COMPRESSED):
+            raise undeclared(body)
         if media is Media.DATA and ce_headers:
             return self._binary(ce_headers, content_type, body, credential, receipt)
         return self._admit(split(body, media, self._settings.request_events_max), body, credential, receipt)

@@ -26,6 +26,7 @@ _LENGTHS = {
     "sequence": range(1, OTHER_CHARACTERS_MAX + 1),
     "traceparent": range(1, OTHER_CHARACTERS_MAX + 1),
 }
+_TIME = "time is a string in RFC 3339 with an offset, as in 2026-11-22T10:00:00Z; no number."
 _SPECIAL = frozenset({"data", "specversion", "datacontenttype", "data_base64"})
 _EXTENSION_INTEGERS = range(-(2**31), 2**31)  # CloudEvents' Integer
 _extension_name = re.compile(rf"[a-z0-9]{{1,{EXTENSION_NAME_CHARACTERS_MAX}}}").fullmatch
@@ -48,7 +49,8 @@ def check_attributes(attributes: Mapping[str, object]) -> None:
         lengths = _LENGTHS.get(name)
         if lengths is not None:
             if attribute is not None and (not isinstance(attribute, str) or len(attribute) not in lengths):
-                raise invalid(name, f"{name} is a string of {lengths[0]} to {lengths[-1]} characters.")
+                text = f"a string of {lengths[0]} to {lengths[-1]} characters"
+                raise invalid(name, _TIME if name == "time" else f"{name} is {text}.")
         elif name not in _SPECIAL:
             check_extension(name, attribute)
         else:

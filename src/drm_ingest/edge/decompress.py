@@ -16,6 +16,9 @@ _GZIP = 31  # zlib's window of 32 KiB, with the header and the checksum of gzip
 _ZSTD: dict[int, int] = {
     zstd.DecompressionParameter.window_log_max: 23
 }  # 8 MiB, the most that RFC 9659 lets a sender ask for
+_GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+COMPRESSED = (_GZIP_MAGIC, _ZSTD_MAGIC)
+"""How a compressed body begins, and JSON never does."""
 _CHUNK_BYTES = 16 * 1024  # what follows the end of a member is copied back, so it must stay small
 
 
@@ -44,6 +47,12 @@ def decompress(content_encoding: bytes, body: bytes, settings: Settings) -> byte
         raise Refusal("malformed_encoding", f"The body is not {encodings[0].decode()}: {error}.") from None
     most = settings.request_compressed_members_max
     raise Refusal("malformed_encoding", f"Compress at most {most} parts into one body.", limit=most)
+
+
+def undeclared(body: bytes) -> Refusal:
+    """Return a 400 for a body that is compressed and does not say so."""
+    name = "gzip" if body.startswith(_GZIP_MAGIC) else "zstd"
+    return Refusal("malformed_encoding", f"The body is compressed; set Content-Encoding: {name}.")
 
 
 class _Output:

@@ -39,6 +39,14 @@ Headers = list[tuple[str, bytes]]
 Record = tuple[bytes, bytes, Headers]
 """Key (the subject), value (the event's own bytes) and headers, for the ingress topic."""
 
+_ID_DERIVED = (
+    "No id was sent; this one is derived from subject, type, time and data, so the same event sent again gets it again."
+)
+_ID_RANDOM = (
+    "Neither id nor time was sent; this id is random, so a retry of the event would be stored again. "
+    "Send an id, or a time."
+)
+_SEND_TIME = EventCode.TIME_INVALID.remedy[0].lower() + EventCode.TIME_INVALID.remedy[1:]
 _loads = orjson.loads
 _escaped_letter = re.compile(rb"\\u00[67]").search  # which hardly any encoder writes
 _encode: Callable[[object], bytes] = msgspec.json.Encoder().encode
@@ -140,7 +148,8 @@ class Judge:
         if clamped:
             request.results.append(_remark(index, id_, EventCode.TIME_CLAMPED))
         if event.id is None:
-            request.results.append(_remark(index, id_, EventCode.ID_ASSIGNED))
+            detail = _ID_RANDOM if time is None else _ID_DERIVED
+            request.results.append(Result(index, "accepted", EventCode.ID_ASSIGNED, detail, id_))
         return subject.encode(), value, headers
 
     def refuse_too_large(self, value: bytes) -> None:
@@ -158,7 +167,7 @@ class Judge:
         try:
             time = parse_time(text)
         except ValueError as error:
-            raise Rejected(EventCode.TIME_INVALID, "/time", f"{error}: {EventCode.TIME_INVALID.remedy}") from None
+            raise Rejected(EventCode.TIME_INVALID, "/time", f"time {error}; {_SEND_TIME}") from None
         receipt = request.receipt
         if not receipt.clock_offset_ms:
             return time > request.latest

@@ -29,6 +29,7 @@ Headers = Mapping[bytes, bytes]
 
 _is_request_id = re.compile(REQUEST_ID.encode()).fullmatch
 _USER_AGENT_CHARACTERS_MAX = 300
+_HOW_TO_SEND_A_KEY = "Authorization: Bearer <key>, or Basic with it as user name"
 _CORS_LINES = (
     b"access-control-allow-origin: %b\r\nvary: origin\r\naccess-control-expose-headers: retry-after, x-request-id\r\n"
 )
@@ -73,7 +74,7 @@ class Take:
         if credential is None:
             if not self.credentials.ready:  # a 401 would make a sender give up
                 raise Refusal("not_ready", "Credentials are not loaded yet.", retry_after_s=self.settings.retry_after_s)
-            raise self.unauthenticated()
+            raise self.unauthenticated(headers)
         refuse_readers(credential)
         length = headers.get(b"content-length")
         if length is not None:
@@ -172,9 +173,12 @@ class Take:
         log.error("a request failed", request_id=request_id, exc_info=error)
         return self.refuse(Refusal("internal_error", f"Report request {request_id}; a retry may help."), request_id)
 
-    def unauthenticated(self) -> Refusal:
-        """Return a 401 that says how to send a key."""
-        return Refusal("unauthenticated", "Send your key: Authorization: Bearer <key>, or Basic with it as user name.")
+    def unauthenticated(self, headers: Headers) -> Refusal:
+        """Return a 401 that says how to send a key, or that the one sent is not valid; not more about it than that."""
+        if b"authorization" not in headers:
+            return Refusal("unauthenticated", f"Send your key: {_HOW_TO_SEND_A_KEY}.")
+        detail = f"The key is unknown, revoked or expired, or not sent as {_HOW_TO_SEND_A_KEY}."
+        return Refusal("unauthenticated", detail)
 
     def body_too_large(self) -> Refusal:
         """Return a 413 that names the limit."""

@@ -211,7 +211,7 @@ class Session:
             try:
                 self._clock_offset_ms = self._take.clock_offset_ms_of(parse_time(hello.sent_at))
             except ValueError as error:
-                raise Closing(UNSUPPORTED, f"sent_at is not an RFC 3339 time: {error}") from None
+                raise Closing(UNSUPPORTED, f"sent_at {error}") from None
 
     async def _take_next(self, who: Who) -> None:
         """Take one message; its acknowledgement follows by itself."""
