@@ -138,14 +138,15 @@ class Attaching:
             while not true():  # noqa: ASYNC110  # it has no event to wait for
                 await asyncio.sleep(0.05)
 
-    async def until_ready(self, ready: bool = True) -> str:
-        """Wait until it says so; return its reason."""
+    async def until_ready(self, ready: bool = True, reason: str = "") -> str:
+        """Wait until it says so, for a reason that contains this; return its reason."""
         async with asyncio.timeout(40), httpx.AsyncClient() as client:
             while True:
                 with contextlib.suppress(httpx.TransportError):
                     answer = await client.get(self.url + "/health/ready")
-                    if answer.is_success is ready:
-                        return str(answer.json().get("detail", ""))
+                    detail = str(answer.json().get("detail", ""))
+                    if answer.is_success is ready and reason in detail:
+                        return detail
                 await asyncio.sleep(0.05)
 
 

@@ -26,13 +26,16 @@ def test_each_batch_moves_its_partition_on_from_where_the_last_one_left_it() -> 
     assert followed.follow({A: records(7)})[0] == {A: Move(7, 8)}
 
 
-def test_partitions_that_are_not_claimed_do_not_count() -> None:
+def test_what_comes_of_a_partition_that_is_not_claimed_asks_for_a_claim_and_nothing_counts() -> None:
     followed = Followed()
     followed.claim({A: 5})
-    assert offsets(followed, {B: records(1), A: records(5)}) == [5]
+    with pytest.raises(OutOfStep, match="t/1: not claimed yet"):
+        followed.follow({A: records(5), B: records(1)})
+    assert offsets(followed, {A: records(5)}) == [5]
     followed.leave([A])
-    assert followed.follow({A: records(6)}) == ({}, [])
     assert followed.partitions == frozenset()
+    with pytest.raises(OutOfStep):
+        followed.follow({A: records(6)})
 
 
 def test_what_is_stored_already_is_passed_over() -> None:

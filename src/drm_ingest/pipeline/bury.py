@@ -6,7 +6,7 @@ from drm_ingest.kafka import dead_letters
 from drm_ingest.kafka.dead_letters import DeadLetter
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.kafka.writer import Writer
-from drm_ingest.postgres.events import Dead
+from drm_ingest.postgres.dead import Dead
 
 
 class Undertaker:

@@ -11,7 +11,7 @@ log = structlog.get_logger(__name__)
 
 
 class OutOfStep(Exception):
-    """Kafka's records do not go on from where we stand: seek again before believing it, or events would be lost."""
+    """Kafka's records do not go on from where we stand: claim and seek again, or events would be lost."""
 
 
 class Followed:
@@ -37,7 +37,7 @@ class Followed:
     def follow(
         self, batches: Mapping[TopicPartition, list[ConsumerRecord]]
     ) -> tuple[dict[TopicPartition, Move], list[ConsumerRecord]]:
-        """Return how far what arrived moves each partition, and the records that do; the rest is not ours, or stored.
+        """Return how far what arrived moves each partition, and the records that do; the rest is stored already.
 
         Raises:
             OutOfStep: nothing of it counts.
@@ -46,8 +46,8 @@ class Followed:
         follows: list[ConsumerRecord] = []
         for partition, arrived in batches.items():
             due = self._next.get(partition)
-            if due is None:
-                continue
+            if due is None:  # given to us while Postgres was away
+                raise OutOfStep(f"{partition.topic}/{partition.partition}: not claimed yet")
             records = arrived if due <= arrived[0].offset else [record for record in arrived if record.offset >= due]
             if not records:
                 continue

@@ -10,22 +10,20 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
-from uuid import UUID
 
 import asyncpg
-from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka import TopicPartition
 
 from drm_ingest.errors import EventCode
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres import days, pool, positions
+from drm_ingest.postgres import days, dead, pool, positions
+from drm_ingest.postgres.dead import Dead
 from drm_ingest.postgres.positions import Move, Owner
 from drm_ingest.postgres.rows import EVENT_COLUMNS, IDENTITY_COLUMNS, Row, copy_stream
 from drm_ingest.settings import Settings
 
 STAGED_BATCHES = 8
 """After a batch with a repeat in it, this many go the careful way: repeats come in bursts, as retries do."""
-
-REASON_CHARACTERS_MAX = 300
 
 _STAGE_IDENTITY = "create temporary table staged_identity (like event_identity) on commit delete rows"
 
@@ -44,25 +42,6 @@ _FIRST = "select key, content_hash from event_identity where key = any($1::uuid[
 _REGISTER = """
 insert into device (subject, registered_by) select unnest($1::text[]), 'event' on conflict do nothing
 """
-
-_DEAD_LETTER = """
-insert into dead_letter (topic, "partition", "offset", key, content_hash, stage, code, detail)
-select t.topic, t."partition", t."offset", t.key, t.content_hash, 'attach', t.code, t.detail
-from unnest($1::text[], $2::int[], $3::bigint[], $4::uuid[], $5::uuid[], $6::text[], $7::text[])
-    as t (topic, "partition", "offset", key, content_hash, code, detail)
-on conflict do nothing
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Dead:
-    """A record that cannot be stored, and why."""
-
-    record: ConsumerRecord
-    code: EventCode
-    detail: str
-    key: bytes | None = None
-    content_hash: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +158,7 @@ class EventStore:
             stored.dead += batch.dead
             if stored.dead:
                 await self._bury(stored.dead)
-                await _note_dead(connection, stored.dead)
+                await dead.note(connection, stored.dead)
         self._remember(stored.attached)
         return stored
 
@@ -213,7 +192,7 @@ class EventStore:
             if first.get(row.key) == row.content_hash:
                 stored.duplicates += 1
             else:
-                stored.dead.append(conflict(row))
+                stored.dead.append(dead.conflict(row))
         return stored
 
     async def _insert_by_halves(self, connection: asyncpg.Connection, rows: Sequence[Row]) -> Stored:
@@ -228,9 +207,7 @@ class EventStore:
             if not refuses_row(error):
                 raise
             if len(rows) == 1:
-                row = rows[0]
-                reason = f"{error} [{error.sqlstate}]"[:REASON_CHARACTERS_MAX]
-                return Stored(dead=[Dead(row.record, EventCode.ROW_REFUSED, reason, row.key, row.content_hash)])
+                return Stored(dead=[Dead.of(rows[0], EventCode.ROW_REFUSED, f"{error} [{error.sqlstate}]")])
         middle = len(rows) // 2
         stored = await self._insert_by_halves(connection, rows[:middle])
         stored += await self._insert_by_halves(connection, rows[middle:])
@@ -270,27 +247,5 @@ def refuses_row(error: asyncpg.PostgresError) -> bool:
     return (error.sqlstate or "")[:2] in ("22", "23", "54")
 
 
-def conflict(row: Row) -> Dead:
-    """Return the dead letter of a row whose identity another event has."""
-    detail = f"{EventCode.ID_CONFLICT.remedy}"
-    return Dead(row.record, EventCode.ID_CONFLICT, detail, row.key, row.content_hash)
-
-
 async def _copy(connection: asyncpg.Connection, table: str, columns: Sequence[str], packed: Iterable[bytes]) -> None:
     await connection.copy_to_table(table, source=copy_stream(packed), columns=columns, format="binary")
-
-
-async def _note_dead(connection: asyncpg.Connection, dead: Sequence[Dead]) -> None:
-    def uuid(value: bytes | None) -> UUID | None:
-        return UUID(bytes=value) if value is not None else None
-
-    await connection.execute(
-        _DEAD_LETTER,
-        [letter.record.topic for letter in dead],
-        [letter.record.partition for letter in dead],
-        [letter.record.offset for letter in dead],
-        [uuid(letter.key) for letter in dead],
-        [uuid(letter.content_hash) for letter in dead],
-        [letter.code.value for letter in dead],
-        [letter.detail for letter in dead],
-    )
