@@ -42,7 +42,8 @@ in Postgres with the position it has reached, in one transaction; `bury.py` writ
 
 **Postgres** holds it, through connections whose every wait has an end (`pool.py`), in tables that `migrate.py` brings.
 `events.py` is that transaction: `positions.py` moves the position, by its owner alone; `rows.py` packs identities and
-events for COPY; `days.py` adds them to the day counts of their subject. `partitions.py` makes months and drops them.
+events for COPY; `days.py` adds them to the day counts of their subject; `dead.py` notes what cannot be stored.
+`partitions.py` makes months and drops them.
 Beside the path, `credentials.py` holds the keys for the edge, and `directory.py` answers enrich who a device is and
 whose. `registry.py` has senders, parties and devices, `relationships.py` who held which role when, and `records.py`
 puts a party's record together from all of it when it is read, so that a correction learnt late is right at once;
