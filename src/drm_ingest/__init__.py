@@ -6,7 +6,7 @@ Files are named as an event meets them, each in the folder that its paragraph, o
 
 A **device** or an app posts events. Here a recording stands in for one: `recording.py` reads its lines as events,
 `send.py` sends them until each has its answer. `command.py` is `drm-ingest send`, and `demo.py` tells the story of two
-customers with it.
+customers with it, whose records `portrait.py` draws.
 
 The **edge** takes them. `command.py` starts it, or several of it on one port (`workers.py`); `app.py` puts it together,
 and `server.py` is uvicorn with a shutdown that finishes what it began. A connection meets `door.py`: `request.py` finds

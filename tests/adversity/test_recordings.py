@@ -65,6 +65,8 @@ async def test_the_demo_ends_with_records_equal_to_the_recordings_however_often_
         process = await run("demo", where=where, folder=tmp_path)
         told = (await process.communicate())[0].decode()
         assert (process.returncode, "exactly the counts of the recordings" in told) == (0, True), told
+        for shown in ("165  mg/dL  glucose", "Sensors, ten", "459.00 SEK", "owner since 18 Apr 2026", "of 1 to 7"):
+            assert shown in told, told
     async with httpx.AsyncClient(
         base_url=where["serve_url"], headers={"authorization": f"Bearer {where['admin_key']}"}
     ) as serve:

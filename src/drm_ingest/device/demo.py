@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from rich.console import Console, Group
-from rich.panel import Panel
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
+from drm_ingest.device.portrait import PURCHASES, RATINGS, portrait, units_of
 from drm_ingest.device.recording import Recording
 from drm_ingest.device.send import GaveUp, Numbered, Sender, Sent
+from drm_ingest.schema import Schemas
 
 RIDE_STARTED_AT = datetime(2026, 5, 3, 7, 30, tzinfo=UTC)  # the recording tells only the time passed
+MEASUREMENT = "device.measurement"
 SEMICIRCLES_PER_DEGREE = 2**31 / 180  # the bike computer's own unit of position (Garmin FIT)
 
 
@@ -110,8 +111,10 @@ def run(edge_url: str, serve_url: str, sender_key: str, admin_key: str, *, patie
                     console.print(f"rejected: {dict(sent.examples)}", style="red", highlight=False)
                     return 1
         records = {story.ref: _record(serve, parties[story.ref], expected[story.ref], patience_s) for story in told}
+        facts = {story.ref: _facts(serve, parties[story.ref]) for story in told}
+    units = units_of(Schemas.load(), MEASUREMENT)
     for story in told:
-        console.print(_panel(story, records[story.ref], expected[story.ref]))
+        console.print(portrait(records[story.ref], facts[story.ref], expected[story.ref], units))
     wrong = [story.name for story in told if records[story.ref]["events_by_type"] != dict(expected[story.ref])]
     if wrong:
         console.print(f"These records do not have the counts of the recordings: {', '.join(wrong)}", style="red")
@@ -163,31 +166,27 @@ def _record(serve: httpx.Client, party: str, expected: Counter[str], patience_s:
         time.sleep(0.5)
 
 
-def _panel(story: Story, record: Mapping[str, Any], expected: Counter[str]) -> Panel:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("events")
-    table.add_column("on the record", justify="right")
-    table.add_column("sent", justify="right")
-    for type_, count in sorted(expected.items()):
-        table.add_row(type_, f"{record['events_by_type'].get(type_, 0):,}", f"{count:,}")
-    seen = f"first seen {record['first_seen']}, last seen {record['last_seen']}"
-    return Panel(Group(table, seen), title=f"{story.name} · demo:{story.ref} · {story.device}", title_align="left")
+def _facts(serve: httpx.Client, party: str) -> Any:
+    """Read what happened to the customer without a device, newest first."""
+    wanted = httpx.QueryParams({"type": [PURCHASES, RATINGS], "limit": 10})
+    timeline = serve.get(f"/v1/parties/{party}/timeline", params=wanted).raise_for_status().json()
+    return [item["event"] for item in timeline["items"]]
 
 
 def _purchase(at: str, order: str, minor: int, sku: str, name: str) -> Mapping[str, Any]:
     lines = [{"sku": sku, "name": name, "quantity": 1, "total_minor": minor}]
     data = {"order": order, "currency": "SEK", "total_minor": minor, "lines": lines}
-    return {"type": "commerce.purchase", "time": at, "data": data}
+    return {"type": PURCHASES, "time": at, "data": data}
 
 
 def _rating(at: str, scale: str, score: int) -> Mapping[str, Any]:
-    return {"type": "feedback.rating", "time": at, "data": {"scale": scale, "score": score}}
+    return {"type": RATINGS, "time": at, "data": {"scale": scale, "score": score}}
 
 
 def _glucose(path: Path, device: str) -> Iterator[Numbered]:
     columns = {"glucose": "glucose", "isig": "sensor_current"}
     recording = Recording(
-        path, type="device.measurement", subject=device, time_column="datetime", columns=columns, absent=("nil",),
+        path, type=MEASUREMENT, subject=device, time_column="datetime", columns=columns, absent=("nil",),
         units={"sensor_current": "nA"},
     )  # fmt: skip
     return recording.events()
@@ -196,7 +195,7 @@ def _glucose(path: Path, device: str) -> Iterator[Numbered]:
 def _ride(path: Path, device: str) -> Iterator[Numbered]:
     columns = {name: name for name in ("altitude", "power", "cadence", "distance", "speed")}
     recording = Recording(
-        path, type="device.measurement", subject=device, time_column="time", starts_at=RIDE_STARTED_AT, columns=columns
+        path, type=MEASUREMENT, subject=device, time_column="time", starts_at=RIDE_STARTED_AT, columns=columns
     )
     with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         for (line, event), row in zip(recording.events(), csv.DictReader(file), strict=True):
