@@ -11,7 +11,8 @@ customers with it, whose records `portrait.py` draws.
 The **edge** takes them. `command.py` starts it, or several of it on one port (`workers.py`); `app.py` puts it together,
 and `server.py` is uvicorn with a shutdown that finishes what it began. A connection meets `door.py`: `request.py` finds
 head and body in its bytes, `arrival.py` decides as they come, and `limits.py` bounds what all connections hold.
-Whatever is not `POST /v1/events` goes on to FastAPI (`handover.py`), where `websocket.py` has the same path, `route.py`
+Whatever is not `POST /v1/events` goes on to FastAPI (`handover.py`), where `websocket.py` has the same path
+(`message.py` reads what its clients send), `route.py`
 is the door for other servers, and `openapi.py` and `asyncapi.py` describe it all.
 
 Whichever way it came, `take.py` takes it: `credentials.py` tells who is sending, `clock.py` whether their clock is off,

@@ -13,7 +13,7 @@ import pytest
 from tests.integration.edge import KEY, Edge, an_event, until
 from tests.integration.sockets import a_socket, closed, tell, told
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from drm_ingest.event import HEADER_RECEIPT
 from drm_ingest.postgres.credentials import ensure_key, new_key
@@ -72,10 +72,18 @@ async def test_a_clock_that_is_off_by_the_hello_is_corrected(edge: Edge, key: st
     assert abs(receipt["clock_offset_ms"] - 7_200_000) < 10_000
 
 
-async def test_a_wrong_key_is_closed_with_1008(edge: Edge) -> None:
-    async with a_socket(edge, key="wrong") as socket:
-        code, reason = await closed(socket)
-    assert (code, "unauthenticated" in reason) == (1008, True)
+async def test_a_wrong_key_in_a_header_is_answered_401_before_the_upgrade(edge: Edge) -> None:
+    before = await edge.metrics()
+    with pytest.raises(InvalidStatus) as refused:
+        async with a_socket(edge, key="wrong"):
+            pass
+    response = refused.value.response
+    assert (response.status_code, response.headers["content-type"]) == (401, "application/problem+json")
+    problem = json.loads(response.body or b"")
+    assert (problem["code"], problem["detail"][:18]) == ("unauthenticated", "The key is unknown")
+    assert response.headers["x-request-id"] == problem["request_id"]
+    name = 'drm_requests_total{status="401",transport="websocket"}'
+    assert (await edge.metrics())[name] == before[name] + 1
 
 
 async def test_a_wrong_key_in_a_hello_is_closed_with_1008(edge: Edge) -> None:
@@ -156,6 +164,47 @@ async def test_what_is_no_message_of_ours_is_closed_with_1003(edge: Edge, messag
     async with a_socket(edge) as socket:
         await socket.send(message)
         assert (await closed(socket))[0] == 1003
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("[]", 'send {"seq": a number, "events": [...]}'),
+        ('{"seq": "1", "events": []}', "seq must be a whole number from 0 to 2^53-1"),
+        ('{"seq": 1.5, "events": []}', "seq must be a whole number from 0 to 2^53-1"),
+        ('{"seq": -1, "events": []}', "seq must be a whole number from 0 to 2^53-1"),
+        ('{"seq": 1, "events": {}}', "events must be an array of events"),
+        ('{"seq": 1}', 'events is missing: send {"seq": a number, "events": [...]}'),
+        ('{"hello": 1}', 'hello is {"key": text, "sent_at": text}, both optional'),
+        ('{"hello": {"key": 1}}', 'hello is {"key": text, "sent_at": text}, both optional'),
+        ('{"hello": {"sent_at": "yesterday"}}', "sent_at is not an RFC 3339 time"),
+        ("hello", "the message is not JSON: at byte 0"),
+        ('{"seq"', "the message is not JSON: it ends too early"),
+        (b"\xff", "the message is not JSON: at byte 0"),
+    ],
+)
+async def test_a_closed_connection_says_in_a_sentence_why(edge: Edge, message: str | bytes, reason: str) -> None:
+    async with a_socket(edge) as socket:
+        await socket.send(message)
+        assert (await closed(socket))[1] == reason
+
+
+async def test_a_wrong_message_undoes_none_of_the_acks_that_are_owed(start_edge: Callable[..., Edge]) -> None:
+    """While the process is stopped the wrong message arrives right behind the good ones."""
+    edge = start_edge()
+    events = [an_event() for _ in range(20)]
+    async with a_socket(edge) as socket:
+        await told(socket)
+        os.kill(edge.process.pid, signal.SIGSTOP)
+        try:
+            for seq, event in enumerate(events):
+                await tell(socket, {"seq": seq, "events": [event]})
+            await socket.send("[]")
+        finally:
+            os.kill(edge.process.pid, signal.SIGCONT)
+        acks = [(await told(socket))["ack"] for _ in events]
+        assert (await closed(socket))[0] == 1003
+    assert sorted(acks) == list(range(20))
 
 
 @pytest.mark.parametrize("message", ["", "{", "hello", '{"seq": 1, "events": ' + "[" * 100_000, b"\x00", b"\xff"])
@@ -271,13 +320,16 @@ async def test_single_cloudevents_are_acknowledged_by_their_id(edge: Edge) -> No
         assert socket.subprotocol == "cloudevents.json"
         await told(socket)
         await tell(socket, event)
-        assert await told(socket) == {"ack": event["id"], "accepted": 1, "results": []}
+        assert await told(socket) == {"ack": event["id"], "message": 1, "accepted": 1, "results": []}
         await tell(socket, {name: value for name, value in an_event().items() if name != "id"})
         assigned = await told(socket)
-        assert assigned["ack"] == assigned["results"][0]["id"]
+        assert (assigned["ack"], assigned["message"]) == (assigned["results"][0]["id"], 2)
         await tell(socket, an_event(id="bad", data=BAD))
         refused = await told(socket)
-        assert (refused["ack"], refused["accepted"]) == ("bad", 0)
+        assert (refused["ack"], refused["message"], refused["accepted"]) == ("bad", 3, 0)
+        await tell(socket, an_event(id=7))
+        odd = await told(socket)
+        assert (odd["ack"], odd["message"], odd["results"][0]["code"]) == (None, 4, "attribute_invalid")
     assert await edge.stored(event["subject"]) == [event["subject"]]
 
 
@@ -286,12 +338,11 @@ async def test_a_single_cloudevent_may_follow_a_hello(edge: Edge) -> None:
         await tell(socket, {"hello": {"key": KEY}})
         await told(socket)
         await tell(socket, an_event(id="after"))
-        assert (await told(socket))["ack"] == "after"
+        ack = await told(socket)
+        assert (ack["ack"], ack["message"]) == ("after", 1)
 
 
 async def test_another_path_is_no_websocket(edge: Edge) -> None:
-    from websockets.exceptions import InvalidStatus
-
     with pytest.raises(InvalidStatus) as refused:
         await connect(edge.url.replace("http", "ws") + "/v1/other")
     assert refused.value.response.status_code in (403, 404)

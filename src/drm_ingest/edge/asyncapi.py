@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from drm_ingest.edge.websocket import CLOUDEVENTS, SEQ_MAX
+from drm_ingest.edge.message import CLOUDEVENTS, SEQ_MAX
 from drm_ingest.settings import Settings
 
 _SEQ = {"type": "integer", "minimum": 0, "maximum": SEQ_MAX, "description": "The client's own number for the message."}

@@ -10,91 +10,42 @@
                                          ◀─────    {"goaway": {"reconnect_after_ms": …}}       then 1012
 
 Acks come in the order in which Kafka acknowledges. A client that comes back sends again what was not acknowledged.
-With the subprotocol `cloudevents.json` each message is one event, and acknowledged by its id.
+With the subprotocol `cloudevents.json` each message is one event, acknowledged by its id and its number.
 """
 
 import asyncio
-import re
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
+from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from drm_ingest.edge.answer import Answer
 from drm_ingest.edge.credentials import Credential
+from drm_ingest.edge.message import (
+    CLOUDEVENTS,
+    POLICY,
+    RESTARTING,
+    TRY_LATER,
+    UNSUPPORTED,
+    Closing,
+    Hello,
+    Single,
+    message_of,
+    single_of,
+)
 from drm_ingest.edge.take import Take
+from drm_ingest.errors import Refusal
 from drm_ingest.event import parse_time
 
 Who = Callable[[], Credential | None]
 """Looks up whose connection it is."""
 
-CLOUDEVENTS = "cloudevents.json"
-SEQ_MAX = 2**53 - 1  # what JSON numbers hold everywhere
-CLOSE_REASON_BYTES_MAX = 123  # RFC 6455, 5.5
 RECONNECT_AFTER_MS_MAX = 2000
-
-UNSUPPORTED, NOT_JSON, POLICY, RESTARTING, TRY_LATER = 1003, 1007, 1008, 1012, 1013
-
-
-class Hello(Struct):
-    key: str | None = None
-    sent_at: str | None = None
-
-
-class Message(Struct):
-    """What a client sends; `hello` only first."""
-
-    hello: Hello | None = None
-    seq: int | None = None
-    events: list[Raw] | None = None
-
-
-class Single(Struct):
-    """An event sent alone, known by its id; or the hello before it."""
-
-    hello: Hello | None = None
-    id: str | None = None
-
-
-_MESSAGE = msgspec.json.Decoder(Message)
-_SINGLE = msgspec.json.Decoder(Single)
-_Sent = TypeVar("_Sent", Message, Single)
-
-
-# Every escape, so that two backslashes are told from the begin of one; in the group, half a surrogate pair.
-_escapes = re.compile(
-    rb"\\(?:u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}|u([dD][89a-fA-F][\da-fA-F]{2})|.)", re.DOTALL
-)
-
-
-def _decode(decoder: msgspec.json.Decoder[_Sent], raw: bytes) -> _Sent:
-    try:
-        try:
-            return decoder.decode(raw)
-        except msgspec.DecodeError:
-            # A lone surrogate is the fault of one event, not of the message: with a NUL for it, the event is refused.
-            spoilt = _escapes.sub(lambda escape: rb"\u0000" if escape[1] else escape[0], raw)
-            if spoilt == raw:
-                raise
-            return decoder.decode(spoilt)
-    except msgspec.ValidationError as error:
-        raise Closing(UNSUPPORTED, f"not a message of this protocol: {error}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Closing(NOT_JSON, f"not JSON: {error}") from None
-
-
-class Closing(Exception):
-    """The connection ends, with a code (RFC 6455, 7.4.1, and its registry) and a reason for the sender."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason.encode()[:CLOSE_REASON_BYTES_MAX].decode(errors="ignore")
 
 
 class Sessions:
@@ -135,13 +86,16 @@ class Session:
         self._clock_offset_ms = 0
         self._window = take.settings.websocket_window_messages
         self._sender: str | None = None
+        self._messages = 0
         self._unacknowledged = 0  # taken, and their acknowledgement not yet sent
         self._outbox: asyncio.Queue[tuple[bytes, int] | Closing] = asyncio.Queue()  # bounded by the window
-        self._leaving = False
+        self._closing: Closing | None = None  # once those that were taken are acknowledged
         self.gone = asyncio.Event()
 
     async def run(self, not_ready: str | None) -> None:
         """Serve until either side closes."""
+        if not not_ready and await self._refused_by_header():
+            return
         sender = asyncio.create_task(self._send())
         try:
             await self._socket.accept(CLOUDEVENTS if self._single else None)
@@ -154,6 +108,7 @@ class Session:
                 await self._take_next(who)
         except Closing as closing:
             self._take.tell.closed(closing.code, str(closing), client=self._client, sender=self._sender)
+            closing.__traceback__ = closing.__context__ = None  # its frames hold the message
             self._leave(closing)
             with suppress(WebSocketDisconnect):
                 while True:  # until the client closes too, or uvicorn's time for that is over
@@ -161,20 +116,35 @@ class Session:
         except WebSocketDisconnect:
             pass
         finally:
-            self._leaving = True
+            self._closing = self._closing or Closing(RESTARTING, "gone")
             sender.cancel()
             with suppress(asyncio.CancelledError):
                 await sender
 
     def go_away(self) -> None:
         """Take no more messages; close when those that were taken are acknowledged."""
-        if not self._leaving:
-            self._leaving = True
+        if self._closing is None:
             self._put({"goaway": {"reconnect_after_ms": 100 + secrets.randbelow(RECONNECT_AFTER_MS_MAX)}})
-            if not self._unacknowledged:
-                self._outbox.put_nowait(Closing(RESTARTING, "restarting"))
+            self._leave(Closing(RESTARTING, "restarting"))
 
     # -- in
+
+    async def _refused_by_header(self) -> bool:
+        """Answer the upgrade itself with 401 or 403 where a header names a key that may not send."""
+        if b"authorization" not in self._headers or not self._take.credentials.ready:
+            return False
+        try:
+            self._take.enter(self._headers)
+        except Refusal as refusal:
+            if refusal.problem.retry:
+                return False
+            answer = self._take.refuse(refusal, self._take.request_id(self._headers))
+            self._take.tell.answered(answer, client=self._client, authorization=self._headers[b"authorization"])
+            content = answer.body()
+            headers = {name.decode(): value.decode() for name, value in answer.headers(content)}
+            await self._socket.send_denial_response(Response(content, answer.status, headers))
+            return True
+        return False
 
     async def _greet(self) -> Who:
         """Learn who it is, from a header or from a hello."""
@@ -185,7 +155,7 @@ class Session:
             seconds = self._take.settings.request_header_timeout_s
             try:
                 async with asyncio.timeout(seconds):
-                    hello = _decode(_SINGLE, await self._receive()).hello
+                    hello = single_of(await self._receive()).hello
             except TimeoutError:
                 raise Closing(POLICY, f"unauthenticated: no hello within {seconds:g} s") from None
             if hello is None:
@@ -216,27 +186,26 @@ class Session:
     async def _take_next(self, who: Who) -> None:
         """Take one message; its acknowledgement follows by itself."""
         raw = await self._receive()
-        if self._leaving:
+        if self._closing is not None:
             return  # never acknowledged, so it will come again
-        message = _decode(_SINGLE, raw) if self._single else _decode(_MESSAGE, raw)
+        message = single_of(raw) if self._single else message_of(raw)
         if message.hello is not None:
             self._hear(message.hello)
             return
         self._hello_may_come = False
+        self._messages += 1
         name: int | str | None
-        events: list[Raw]
+        number: dict[str, object] = {}
         if isinstance(message, Single):
-            name, events = message.id, [Raw(raw)]
-        elif message.seq is None or message.events is None or not 0 <= message.seq <= SEQ_MAX:
-            raise Closing(UNSUPPORTED, 'send {"seq": a number from 0 to 2^53-1, "events": [...]}')
+            name, events, number = message.name, [Raw(raw)], {"message": self._messages}
         else:
-            name, events = message.seq, message.events
+            name, events = message.seq, message.events or []
         if self._unacknowledged >= self._window:
             raise Closing(POLICY, f"more than {self._window} unacknowledged messages; see window")
         credential = self._known(who)
         self._unacknowledged += 1
         request_id = self._take.request_id({})
-        reply = partial(self._reply, name, len(raw))
+        reply = partial(self._reply, name, number, len(raw))
         self._take.events(self._headers, events, credential, self._clock_offset_ms, request_id, reply)
 
     async def _receive(self) -> bytes:
@@ -254,28 +223,34 @@ class Session:
         client = self._socket.client
         return client.host if client else None
 
-    def _reply(self, name: int | str | None, message_bytes: int, answer: Answer) -> None:
-        """Queue what the client is told of one message, by its name."""
+    def _reply(self, name: int | str | None, number: dict[str, object], message_bytes: int, answer: Answer) -> None:
+        """Queue what the client is told of one message, by its name, and by its number where names may be missing."""
         admitted, refusal = answer.admitted, answer.refusal
         if admitted is None or admitted.results:
             self._take.tell.answered(answer, client=self._client, sender=self._sender, body_bytes=message_bytes)
         if admitted is not None:
             if name is None and admitted.results:
                 name = admitted.results[0].id  # the id it was given
-            self._put({"ack": name, "accepted": admitted.accepted, "results": admitted.results}, 1)
+            self._put({"ack": name, **number, "accepted": admitted.accepted, "results": admitted.results}, 1)
         elif refusal is not None and refusal.problem.retry:
-            self._put({"retry": name, "after_ms": 1000 * (refusal.retry_after_s or 1)}, 1)
+            self._put({"retry": name, **number, "after_ms": 1000 * (refusal.retry_after_s or 1)}, 1)
         elif refusal is not None:
             told = {"code": refusal.problem.code, "detail": refusal.detail, "request_id": answer.request_id}
-            self._put({"refused": name, **told}, 1)
+            self._put({"refused": name, **number, **told}, 1)
 
     def _put(self, message: dict[str, object], acknowledges: int = 0) -> None:
         self._outbox.put_nowait((msgspec.json.encode(message), acknowledges))
 
     def _leave(self, closing: Closing) -> None:
-        closing.__traceback__ = closing.__context__ = None  # its frames hold the message, as long as the client stays
-        self._leaving = True
-        self._outbox.put_nowait(closing)
+        """Take no more messages; close when those that were taken are acknowledged, or could not be in time."""
+        if self._closing is not None:
+            return
+        self._closing = closing
+        if self._unacknowledged:
+            seconds = self._take.settings.drain_timeout_s
+            asyncio.get_running_loop().call_later(seconds, self._outbox.put_nowait, closing)
+        else:
+            self._outbox.put_nowait(closing)
 
     async def _send(self) -> None:
         """Send what is queued, in order, as fast as the client reads."""
@@ -288,5 +263,5 @@ class Session:
                 message, acknowledges = item
                 await self._socket.send_text(message.decode())
                 self._unacknowledged -= acknowledges
-                if acknowledges and self._leaving and not self._unacknowledged:
-                    self._outbox.put_nowait(Closing(RESTARTING, "restarting"))
+                if acknowledges and self._closing is not None and not self._unacknowledged:
+                    self._outbox.put_nowait(self._closing)
