@@ -58,6 +58,9 @@ class Settings(BaseSettings):
 
     # -- Kafka: the reader --------------------------------------------------------------------------------------
     reader_batch_records_max: Count = Field(2000, description="handed to a worker at a time")
+    reader_buffered_bytes_max: Bytes = Field(
+        64 * MiB, description="read ahead of the worker; a batch is a quarter of it"
+    )
     reader_poll_interval_max_s: Seconds = Field(300.0, description="a worker silent for longer loses its partitions")
     reader_session_timeout_s: Seconds = Field(
         10.0, description="a worker without heartbeat for longer is taken for dead"

@@ -73,7 +73,7 @@ class Reader:
         self._task: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._records_max = settings.reader_batch_records_max
-        self._buffers = Buffers()
+        self._buffers = Buffers(settings.reader_buffered_bytes_max)
         self._done: dict[TopicPartition, int] = {}  # where to read on from after a failure
         self._busy_since: float | None = None  # the worker has a batch
         self._draining = False
