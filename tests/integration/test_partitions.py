@@ -57,7 +57,7 @@ async def test_this_month_and_the_next_ones_are_made_once(pool: Pool) -> None:
 
 async def test_a_month_takes_its_rows_from_the_default_partition_with_their_index(pool: Pool) -> None:
     await put(pool, NOW, NOW - timedelta(days=100), NOW - timedelta(days=100, seconds=1), NOW + timedelta(days=60))
-    assert (await kept(pool)).made == ["event_2026_09", "event_2026_12", "event_2027_01", "event_2027_02"]
+    assert (await kept(pool)).made == ["event_2026_12", "event_2027_01", "event_2027_02", "event_2026_09"]
     assert await where(pool) == [("event_2026_09", 2), ("event_2026_12", 1), ("event_default", 1)]
     indexes = await pool.fetch("select tablename from pg_indexes where indexdef like '%(subject, occurred_at)'")
     assert {row["tablename"] for row in indexes} >= {"event_2026_09", "event_2026_12"}
@@ -109,3 +109,16 @@ async def test_readers_of_other_months_hold_nobody_up(pool: Pool, other: asyncpg
     async with other.transaction():
         await other.execute("select from event_2026_12")
         assert (await kept(pool, NOW + timedelta(hours=1))).made == ["event_2027_03"]
+
+
+async def test_a_month_of_the_past_with_too_much_in_it_keeps_no_other_waiting(settings: Settings) -> None:
+    async with open_pool(settings.model_copy(update={"postgres_statement_timeout_s": 0.5}), "keeper") as pool:
+        await put(pool, NOW - timedelta(days=100), NOW - timedelta(days=200))
+        await pool.execute(
+            "create function wait() returns trigger language plpgsql as "
+            "$$ begin if old.occurred_at < '2026-08-01' then perform pg_sleep(2); end if; return old; end $$"
+        )
+        await pool.execute("create trigger slow before delete on event_default for each row execute function wait()")
+        did = await kept(pool)
+    assert did.made == ["event_2026_12", "event_2027_01", "event_2027_02", "event_2026_09"]
+    assert did.busy == ["event_2026_06"]

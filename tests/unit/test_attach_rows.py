@@ -3,6 +3,7 @@
 import struct
 from datetime import UTC, datetime, timedelta
 
+import asyncpg
 import pytest
 from aiokafka import ConsumerRecord
 from hypothesis import given
@@ -13,6 +14,7 @@ from drm_ingest.errors import EventCode
 from drm_ingest.event import identity_key
 from drm_ingest.pipeline.decode import Decoder, Unreadable
 from drm_ingest.postgres import days, rows
+from drm_ingest.postgres.events import refuses_row
 
 DAY = timedelta(days=1)
 
@@ -98,3 +100,11 @@ def test_the_day_counts_of_a_batch_do_not_depend_on_its_order(order: list[int]) 
     first, second = days.fold(read[n] for n in order)
     assert [first, second] == days.fold(read)
     assert fields(first)[1] == fields(second)[1] == struct.pack("!q", 4)
+
+
+def test_a_month_that_is_just_being_made_is_no_fault_of_the_row() -> None:
+    named = asyncpg.CheckViolationError('violates check constraint "device_subject_check"')
+    named.constraint_name = "device_subject_check"
+    moved = asyncpg.CheckViolationError('new row for relation "event_default" violates partition constraint')
+    assert refuses_row(named)
+    assert not refuses_row(moved)

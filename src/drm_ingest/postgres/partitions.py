@@ -6,6 +6,7 @@ rest from when it was recorded.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -13,6 +14,7 @@ import asyncpg
 
 LOCK_KEY = 0x64726D_6B656570  # "drm" "keep": the advisory lock of the one keeper at work
 DELETED_AT_ONCE_MAX = 10_000
+_TOO_BUSY = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError)  # the time-outs of a lock and of a statement
 _NAME = re.compile(r"event_(\d{4})_(\d{2})")
 
 _PARTITIONS = """
@@ -41,7 +43,7 @@ class Kept:
 
     made: list[str]
     dropped: list[str]
-    busy: list[str]  # left for the next round: a lock did not come free
+    busy: list[str]  # left for the next round: a lock did not come free, or there was too much to do
     deleted: int
 
 
@@ -69,22 +71,28 @@ async def _keep(connection: asyncpg.Connection, now: datetime, months_ahead: int
     wanted = [_first_of_month(now)]
     for _ in range(months_ahead):
         wanted.append(_next_month(wanted[-1]))
-    strays = await connection.fetch(_MONTHS_IN_DEFAULT, _next_month(_first_of_month(oldest)), _next_month(wanted[-1]))
-    for month in sorted({*wanted, *(month for (month,) in strays)}):
-        name = f"event_{month:%Y_%m}"
-        if name not in there:
-            try:
-                await _make(connection, name, month)
-                made.append(name)
-            except asyncpg.LockNotAvailableError:
-                busy.append(name)
+
+    async def make(months: Iterable[datetime]) -> None:
+        for month in sorted(months):
+            name = f"event_{month:%Y_%m}"
+            if name not in there:
+                try:
+                    await _make(connection, name, month)
+                    made.append(name)
+                except _TOO_BUSY:
+                    busy.append(name)
+
+    # First those that are needed next: no month of the past, however much came late, may keep them waiting.
+    await make(wanted)
+    strays = await connection.fetch(_MONTHS_IN_DEFAULT, _next_month(_first_of_month(oldest)), wanted[0])
+    await make(month for (month,) in strays)
     for name in sorted(there):
         month = _month_of(name)
         if month is not None and _next_month(month) <= oldest:
             try:
                 await connection.execute(f"drop table {name}")
                 dropped.append(name)
-            except asyncpg.LockNotAvailableError:
+            except _TOO_BUSY:
                 busy.append(name)
     deleted = 0
     while True:
