@@ -243,6 +243,16 @@ async def test_records_that_are_not_events_are_dead_letters_and_stop_nothing(att
     assert await attached.value("select count(*) from dead_letter where code = 'unreadable' and key is null") == 12
 
 
+async def test_a_record_too_large_for_a_dead_letter_is_cut_and_stops_nothing(attached: Bench) -> None:
+    foreign = b"{" + b"x" * (attached.settings.writer_batch_bytes_max + 1000)
+    await attached.put(event("good-1"), foreign, b"[]", event("good-2"), partition=0)
+    async with attached.attaching() as worker:
+        await attached.passed()
+        assert worker.outcomes() == {"attached": 2 + 3, "dead_letter": 2}
+    letters = {value for value, _ in await dead_letters(attached, 2)}
+    assert letters == {b"[]", foreign[: attached.settings.writer_batch_bytes_max // 2]}
+
+
 # -- day counts --
 
 

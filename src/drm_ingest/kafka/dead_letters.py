@@ -6,7 +6,7 @@ A dead letter has the key and the value of the record that was read, that record
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiokafka import ConsumerRecord
 
@@ -16,6 +16,7 @@ from drm_ingest.kafka.writer import Outgoing, Writer
 
 HEADER_PREFIX = "dead-letter-"
 DETAIL_CHARACTERS_MAX = 1000
+KEY_BYTES_MAX = 4096  # of a record that is cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,18 @@ def outgoing(writer: Writer, topics: Topics, letter: DeadLetter) -> Outgoing:
             *(header for header in record.headers if not header[0].startswith(HEADER_PREFIX)),  # replayed, and back
             *((HEADER_PREFIX + name, text.encode("utf-8", "replace")) for name, text in reason.items() if text),
         ],
+    )
+
+
+def cut(letter: DeadLetter, bytes_max: int) -> DeadLetter:
+    """Return a letter that fits where its record (not one of ours) is too large, with what tells that record apart."""
+    record = letter.record
+    key, value = record.key or b"", record.value or b""
+    if len(key) + len(value) + sum(len(name) + len(text or b"") for name, text in record.headers) <= bytes_max:
+        return letter
+    note = f"{letter.detail} (of {len(value)} bytes the first {bytes_max} are kept, without its headers)"
+    return replace(
+        letter, record=replace(record, key=key[:KEY_BYTES_MAX], value=value[:bytes_max], headers=()), detail=note
     )
 
 

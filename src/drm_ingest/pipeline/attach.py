@@ -69,7 +69,7 @@ async def run(settings: Settings, stop: asyncio.Event, metrics: Metrics | None =
         stack.push_async_callback(writer.stop, settings.drain_timeout_s)
         keeper = Keeper(settings, await stack.enter_async_context(open_pool(settings, "drm keeper", connections_max=2)))
         owner = Owner(f"{settings.topic_prefix}.{GROUP}", holder)
-        store = await stack.enter_async_context(EventStore(settings, owner, Undertaker(writer, names)))
+        store = await stack.enter_async_context(EventStore(settings, owner, Undertaker(settings, writer)))
         worker = Worker(settings, metrics, keeper, store, [names.events(family) for family in schemas.families])
         address = await stack.enter_async_context(
             health.serve(settings.worker_host, settings.attach_port, metrics, worker.unready)

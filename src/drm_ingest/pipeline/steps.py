@@ -4,7 +4,7 @@ read ─▶ place in time ─▶ family ─▶ context ─▶ a retry? ─▶ us
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -30,7 +30,6 @@ from drm_ingest.settings import Settings
 STAGE = "enrich"
 APP_TYPES = "app."
 APP_FAMILY = "interaction"
-DEAD_KEY_BYTES_MAX = 4096
 DEFECTS_MAX = 10
 SPECVERSION = fragment(specversion="1.0")
 HEADERS = [("content-type", CONTENT_TYPE_EVENT)]  # one list for all: the writer takes lists as they are
@@ -213,12 +212,7 @@ class Steps:
         try:
             self._writer.append(out.topic, out.partition, out.key, out.value, out.headers, delivery)
         except RecordTooLarge:
-            # A record like this was not written by the edge; what tells it apart is in what is kept.
-            record, kept = letter.record, self._dead_letter_bytes_max
-            note = f"{letter.detail} (of {len(out.value)} bytes the first {kept} are kept, without its headers)"
-            record = replace(record, key=out.key[:DEAD_KEY_BYTES_MAX], value=out.value[:kept], headers=())
-            cut = replace(letter, record=record, detail=note)
-            return self._bury(cut, delivery, done)
+            return self._bury(dead_letters.cut(letter, self._dead_letter_bytes_max), delivery, done)
         except WriterFull:
             return False
         done.appended_bytes += len(out.value)
