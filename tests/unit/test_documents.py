@@ -30,3 +30,9 @@ def test_the_links_of_every_document_lead_somewhere() -> None:
         if "://" not in target and not (document.parent / target).exists()
     ]
     assert broken == []
+
+
+def test_decisions_are_numbered_one_by_one() -> None:
+    decisions = sorted(ROOT.glob("docs/decisions/0*.md"))
+    titles = [(int(path.name[:4]), path.read_text().partition(".")[0]) for path in decisions]
+    assert titles == [(number, f"# {number}") for number in range(1, len(decisions) + 1)]
