@@ -33,18 +33,18 @@ def main(
         Path, typer.Option(envvar="DRM_DATA_DIR", help="Where tools look for a running `up`.", show_default=True)
     ] = Path(".drm"),
 ) -> None:
-    if context.invoked_subcommand in TOOLS and not any(name.startswith(CONNECTIONS) for name in os.environ):
-        from drm_ingest.up.data_dir import DataDir
-
-        found = DataDir(data_dir).published_environment()
-        os.environ.update(found)
-        if not found and context.invoked_subcommand in {"doctor", "tail"}:
-            typer.echo(
-                f"no running `drm-ingest up` found in {data_dir}; cd there, or set DRM_DATA_DIR, or "
-                "DRM_KAFKA_BOOTSTRAP and DRM_POSTGRES_DSN (trying the defaults)",
-                err=True,
-            )
     if context.invoked_subcommand in TOOLS:
+        from drm_ingest.up.data_dir import DataDir, not_made_by_up
+
+        if not any(name.startswith(CONNECTIONS) for name in not_made_by_up(os.environ)):
+            found = DataDir(data_dir).published_environment()
+            os.environ.update(found)
+            if not found and context.invoked_subcommand in {"doctor", "tail"}:
+                typer.echo(
+                    f"no running `drm-ingest up` found in {data_dir}; cd there, or set DRM_DATA_DIR, or "
+                    "DRM_KAFKA_BOOTSTRAP and DRM_POSTGRES_DSN",
+                    err=True,
+                )
         import logging
 
         logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # a person is told in our own words
@@ -227,7 +227,7 @@ def send(
         float | None, typer.Option(min=0.001, help="A multiple of real time. Default: as fast as acknowledged.")
     ] = None,
     batch_events: Annotated[int, typer.Option(min=1, max=10_000, help="Events a request.")] = 500,
-    patience_s: Annotated[float, typer.Option(min=0, help="Try again for so long, then give up.")] = 300.0,
+    patience_s: Annotated[float, typer.Option(min=0.1, help="Try again for so long, then give up.")] = 300.0,
     skip_bad_lines: Annotated[
         bool, typer.Option("--skip-bad-lines", help="Pass over lines that make no event, and count them.")
     ] = False,

@@ -4,8 +4,8 @@ import asyncio
 import gzip
 import json
 import os
-import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.integration.edge import KEY, Edge, an_event
 
 from drm_ingest.up.kafka import Kafka
-from drm_ingest.up.ports import free_port
 
 MEASURED = ("--type", "device.measurement", "--time-column", "when", "--subject-column", "device")
 
@@ -183,17 +183,27 @@ async def test_what_was_rejected_is_sent_again_once_the_file_is_mended_or_when_a
     assert (mended.code, "accepted 1 · rejected 0" in mended.told) == (0, True)
 
 
-async def test_while_the_edge_is_away_it_says_so_and_gives_up_when_its_patience_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("silent", "reason"), [(False, "Connection refused"), (True, "timed out")])
+async def test_while_the_edge_is_away_it_says_so_and_gives_up_when_its_patience_ends(
+    tmp_path: Path, silent: bool, reason: str
+) -> None:
     file = tmp_path / "room.csv"
     file.write_text("when,device,temperature\n2026-05-01,away-1,1\n")
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "drm_ingest", "send", file.name, *MEASURED,
-        "--url", f"http://127.0.0.1:{free_port()}", "--key", KEY, "--patience-s", "1",
-        cwd=tmp_path, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    told = (await process.communicate())[1].decode()
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        if silent:
+            nobody.listen()  # and never an answer
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "drm_ingest", "send", file.name, *MEASURED,
+            "--url", url, "--key", KEY, "--patience-s", "1",
+            cwd=tmp_path, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        told = (await process.communicate())[1].decode()
     assert process.returncode == 1
-    assert re.search(r"cannot reach http://127.0.0.1:\d+ \(.*refused.*\), trying again in 0.2 s", told), told
+    assert f"cannot reach {url} (" in told
+    assert reason in told
+    assert silent or "), trying again in 0.2 s" in told
     assert "(gave up after 1 s)" in told
 
 

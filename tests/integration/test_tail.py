@@ -1,6 +1,7 @@
 """`drm-ingest tail` shows what arrives, as a person or a program at a terminal would run it."""
 
 import asyncio
+import json
 import os
 import sys
 from asyncio.subprocess import PIPE
@@ -149,6 +150,17 @@ async def test_dead_letters_are_shown_with_why_and_where_they_were_read(
         f"  set aside by attach, read from {topics.events('measurement')}/2/41",
         '  {"id": "m-1\\xff"}',
     ]
+
+
+async def test_an_environment_loaded_from_an_up_that_has_stopped_is_known_as_such(tmp_path: Path) -> None:
+    made = {"DRM_KAFKA_BOOTSTRAP": "127.0.0.1:9", "DRM_DATA_DIR": str(tmp_path / "elsewhere")}
+    own = {name: value for name, value in os.environ.items() if not name.startswith("DRM_")}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "drm_ingest", "tail", "measurement",
+        env={**own, **made, "DRM_UP_MADE": json.dumps(made)}, stdout=PIPE, stderr=PIPE,
+    )  # fmt: skip
+    _, said = await process.communicate()
+    assert said.startswith(f"no running `drm-ingest up` found in {tmp_path / 'elsewhere'}; ".encode())
 
 
 @pytest.mark.parametrize("command", [["tail", "measurement", "--timeout", "5"], ["doctor"]])

@@ -76,6 +76,7 @@ def test_what_an_up_published_does_not_make_the_next_one_use_a_kafka_that_is_gon
     first = make_up(DRM_POSTGRES_DSN="postgresql://mine/drm", DRM_LOG_LEVEL="DEBUG", HOME="/home/ada")
     first.environment |= {"DRM_KAFKA_BOOTSTRAP": "127.0.0.1:4001", "DRM_EDGE_PORT": "18000"}
     published = first.tool_environment()
+    assert published["DRM_DATA_DIR"] == str(first.data_dir.path)
     again = make_up(**published, HOME="/home/ada")
     assert again.given == {
         "DRM_POSTGRES_DSN": "postgresql://mine/drm", "DRM_LOG_LEVEL": "DEBUG", "HOME": "/home/ada",

@@ -18,6 +18,7 @@ Encoded = tuple[int, bytes]
 
 BATCH_BYTES_MAX = 1024 * 1024
 PACED_BATCH_S = 0.1
+CONNECT_MAX_S, ANSWER_MAX_S = 5.0, 30.0  # then it is away, and a person hears of it
 WAIT_FIRST_S, WAIT_MAX_S = 0.2, 10.0
 # The fate is unknown, or a proxy in between has a bad day: sending again is always safe.
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
@@ -87,8 +88,9 @@ class Sender:
             GaveUp: there is no such URL.
         """
         headers = {"authorization": f"Bearer {key.strip()}", "content-type": "application/x-ndjson"}
+        timeout = httpx.Timeout(min(ANSWER_MAX_S, patience_s), connect=min(CONNECT_MAX_S, patience_s))
         try:
-            self._client = httpx.Client(base_url=url, headers=headers, timeout=30.0)
+            self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout)
         except (httpx.InvalidURL, UnicodeError) as error:
             raise GaveUp(f"{url!r} is no address, or the key holds what a header cannot: {error}") from None
         self._url = url

@@ -23,7 +23,7 @@ from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings, refused
 from drm_ingest.up import probe
 from drm_ingest.up.child import Child, StartFailed
-from drm_ingest.up.data_dir import DataDir, DataDirBusy, write_whole
+from drm_ingest.up.data_dir import MADE, DataDir, DataDirBusy, not_made_by_up, write_whole
 from drm_ingest.up.fetch import FetchFailed
 from drm_ingest.up.greeting import greeting
 from drm_ingest.up.kafka import Kafka
@@ -42,22 +42,6 @@ DRAIN_TIMEOUT_S = 2.0  # what our processes are told; below their share
 AGAIN_S = 1.0  # a terminal, make and a shell each pass a signal on: within that it is the same request
 OPEN_FILES = 65_536
 EXAMPLE_TYPE = "device.measurement"
-
-
-MADE = "DRM_UP_MADE"
-"""In the environment that an `up` published: what of it, as a JSON object, was its own choice and not a person's."""
-
-
-def not_made_by_up(environment: Mapping[str, str]) -> dict[str, str]:
-    """Leave out what an `up` published and a shell then loaded: "mine" is not what an earlier run has chosen.
-
-    A variable that was set to something else since is a person's again.
-    """
-    try:
-        made = json.loads(environment.get(MADE, "{}"))
-    except ValueError:
-        made = {}
-    return {name: value for name, value in environment.items() if name != MADE and made.get(name) != value}
 
 
 class Up:
@@ -246,6 +230,7 @@ class Up:
         """What a tool needs to know of this runtime: our settings, and where and as whom to ask."""
         own = {name: value for name, value in self.environment.items() if name.startswith("DRM_")}
         told = own | {
+            "DRM_DATA_DIR": str(self.data_dir.path),
             "DRM_EDGE_URL": self.url("edge"),
             "DRM_SERVE_URL": self.url("serve"),
             "DRM_SENDER_KEY": self.data_dir.key("sender_key"),

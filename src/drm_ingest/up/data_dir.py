@@ -20,6 +20,23 @@ from typing import IO, Any
 from drm_ingest.postgres.credentials import new_key
 from drm_ingest.up.ports import free_port, is_free
 
+MADE = "DRM_UP_MADE"
+"""In the environment that an `up` published: what of it, as a JSON object, was its own choice and not a person's."""
+
+
+def not_made_by_up(environment: Mapping[str, str]) -> dict[str, str]:
+    """Leave out what an `up` published and a shell then loaded: "mine" is not what an earlier run has chosen.
+
+    A variable that was set to something else since is a person's again.
+    """
+    try:
+        made = json.loads(environment.get(MADE, "{}"))
+    except ValueError:
+        made = {}
+    if not isinstance(made, dict):
+        made = {}
+    return {name: value for name, value in environment.items() if name != MADE and made.get(name) != value}
+
 
 class DataDirBusy(Exception):
     """Another `up` runs on this folder; the message names it."""
