@@ -13,7 +13,8 @@ and `server.py` is uvicorn with a shutdown that finishes what it began. A connec
 head and body in its bytes, `arrival.py` decides as they come, and `limits.py` bounds what all connections hold.
 Whatever is not `POST /v1/events` goes on to FastAPI (`handover.py`), where `websocket.py` has the same path
 (`message.py` reads what its clients send), `route.py`
-is the door for other servers, and `openapi.py` and `asyncapi.py` describe it all.
+is the door for other servers, and `openapi.py` and `asyncapi.py` describe it all
+(`shapes.py`: what goes in and out; `refusals.py`: a real one of each kind).
 
 Whichever way it came, `take.py` takes it: `credentials.py` tells who is sending, `clock.py` whether their clock is off,
 and `admit.py` what of the body can be kept. The body is decompressed (`decompress.py`) and split into events

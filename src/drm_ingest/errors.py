@@ -53,6 +53,8 @@ class EventCode(StrEnum):
     UNREADABLE = "unreadable", "The record in the topic is not an event."
 
 
+DEAD_LETTER_CODES = frozenset({EventCode.ID_CONFLICT, EventCode.ROW_REFUSED, EventCode.UNREADABLE})
+"""What no answer to a sender says: found out later."""
 POINTER_CHARACTERS_MAX = 300
 DETAIL_CHARACTERS_MAX = 300
 

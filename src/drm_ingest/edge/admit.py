@@ -21,6 +21,7 @@ from drm_ingest.metrics import Metrics
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 
+ALL_REJECTED = "Correct the events as results tell."
 _HASH_BYTES = 16
 _encode: Callable[[object], bytes] = msgspec.json.Encoder().encode
 
@@ -53,7 +54,7 @@ class Admitted:
             return b'{"request_id":%b,"accepted":%d,"results":[]}' % (_encode(request_id), self.accepted)
         answer = {"request_id": request_id, "accepted": self.accepted, "results": self.results}
         if self.all_rejected:
-            answer = Refusal("all_rejected", "Correct the events as results tell.").body(request_id) | answer
+            answer = Refusal("all_rejected", ALL_REJECTED).body(request_id) | answer
         return _encode(answer)
 
 

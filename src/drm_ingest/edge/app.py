@@ -16,10 +16,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.websockets import WebSocket
 
 from drm_ingest import health
-from drm_ingest.edge import asyncapi, openapi, route
+from drm_ingest.edge import asyncapi, openapi, route, shapes
 from drm_ingest.edge.admit import Admit
 from drm_ingest.edge.credentials import Credentials
 from drm_ingest.edge.limits import Limits
+from drm_ingest.edge.refusals import REMEDIES
 from drm_ingest.edge.server import Server
 from drm_ingest.edge.take import Take
 from drm_ingest.edge.tell import Tell
@@ -96,7 +97,7 @@ def build(settings: Settings, take: Take, sessions: Sessions, health_routes: API
         openapi_tags=openapi.TAGS,
         redirect_slashes=False,
     )
-    app.include_router(route.router(take, openapi.post_events(settings)))
+    app.include_router(route.router(take, openapi.post_events(take)))
     app.include_router(health_routes)
 
     @app.websocket("/v1/events")
@@ -104,15 +105,15 @@ def build(settings: Settings, take: Take, sessions: Sessions, health_routes: API
         await sessions.serve(socket)
 
     @app.get("/asyncapi.json", tags=["events"], summary="The messages of the WebSocket /v1/events (AsyncAPI 3)")
-    async def messages() -> JSONResponse:
-        return JSONResponse(asyncapi.document(settings))
+    async def messages(request: Request) -> JSONResponse:
+        return JSONResponse(asyncapi.document(settings, request.url.netloc, secure=request.url.scheme == "https"))
 
     @app.exception_handler(HTTPException)
     async def refuse(request: Request, error: HTTPException) -> Response:
         """Answer what no route takes."""
         request_id = take.request_id(dict(request.headers.raw))
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "malformed_request")
-        answer = take.refuse(Refusal(code, openapi.REMEDIES.get(code, str(error.detail))), request_id)
+        answer = take.refuse(Refusal(code, REMEDIES.get(code, str(error.detail))), request_id)
         take.tell.answered(
             answer,
             client=request.client.host if request.client else None,
@@ -122,7 +123,7 @@ def build(settings: Settings, take: Take, sessions: Sessions, health_routes: API
         headers = {name.decode(): value.decode() for name, value in answer.headers(content)}
         return Response(content, answer.status, {**(error.headers or {}), **headers})
 
-    app.openapi = partial(_with_security, app.openapi)  # type: ignore[method-assign]
+    app.openapi = partial(_with_components, app.openapi, settings)  # type: ignore[method-assign]
     if origins := settings.edge_cors_origins.replace(",", " ").split():
         app.add_middleware(
             CORSMiddleware,
@@ -134,10 +135,12 @@ def build(settings: Settings, take: Take, sessions: Sessions, health_routes: API
     return app
 
 
-def _with_security(described: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Add what FastAPI can describe only where it checks the key itself."""
+def _with_components(described: Callable[[], dict[str, Any]], settings: Settings) -> dict[str, Any]:
+    """Add what FastAPI can describe only where it checks key and body itself."""
     document = described()
-    document.setdefault("components", {})["securitySchemes"] = openapi.SECURITY_SCHEMES
+    components = document.setdefault("components", {})
+    components["securitySchemes"] = openapi.SECURITY_SCHEMES
+    components.setdefault("schemas", {}).update(shapes.schemas(settings))
     return document
 
 

@@ -16,7 +16,7 @@ from drm_ingest.event import (
 OTHER_CHARACTERS_MAX = 200
 EXTENSION_NAME_CHARACTERS_MAX = 64
 
-_LENGTHS = {
+LENGTHS = {
     "type": range(1, TYPE_CHARACTERS_MAX + 1),
     "id": range(1, ID_CHARACTERS_MAX + 1),
     "subject": range(1, SUBJECT_CHARACTERS_MAX + 1),
@@ -46,7 +46,7 @@ def check_attributes(attributes: Mapping[str, object]) -> None:
         Rejected: attribute_invalid, attribute_reserved.
     """
     for name, attribute in attributes.items():
-        lengths = _LENGTHS.get(name)
+        lengths = LENGTHS.get(name)
         if lengths is not None:
             if attribute is not None and (not isinstance(attribute, str) or len(attribute) not in lengths):
                 text = f"a string of {lengths[0]} to {lengths[-1]} characters"

@@ -49,6 +49,11 @@ def decompress(content_encoding: bytes, body: bytes, settings: Settings) -> byte
     raise Refusal("malformed_encoding", f"Compress at most {most} parts into one body.", limit=most)
 
 
+def too_large_decompressed(most: int) -> Refusal:
+    """Return a 413 that names the limit."""
+    return Refusal("decompressed_too_large", f"Send at most {most} bytes before compression; split it.", limit=most)
+
+
 def undeclared(body: bytes) -> Refusal:
     """Return a 400 for a body that is compressed and does not say so."""
     name = "gzip" if body.startswith(_GZIP_MAGIC) else "zstd"
@@ -67,10 +72,7 @@ class _Output:
         part = decompress_(chunk, self._left + 1)
         self._left -= len(part)
         if self._left < 0:
-            most = self._bytes_max
-            raise Refusal(
-                "decompressed_too_large", f"Send at most {most} bytes before compression; split it.", limit=most
-            )
+            raise too_large_decompressed(self._bytes_max)
         self.parts.append(part)
 
 

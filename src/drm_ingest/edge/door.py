@@ -145,7 +145,7 @@ class Door(asyncio.Protocol):
         try:
             self._read(data)
         except MalformedRequest as error:
-            self._refuse_for_good(Refusal("malformed_request", f"Send valid HTTP/1.1: {error}."))
+            self._refuse_for_good(self._take.malformed_request(error))
         finally:
             self._reading = False
 

@@ -39,10 +39,10 @@ Headers = list[tuple[str, bytes]]
 Record = tuple[bytes, bytes, Headers]
 """Key (the subject), value (the event's own bytes) and headers, for the ingress topic."""
 
-_ID_DERIVED = (
+ID_DERIVED = (
     "No id was sent; this one is derived from subject, type, time and data, so the same event sent again gets it again."
 )
-_ID_RANDOM = (
+ID_RANDOM = (
     "Neither id nor time was sent; this id is random, so a retry of the event would be stored again. "
     "Send an id, or a time."
 )
@@ -148,7 +148,7 @@ class Judge:
         if clamped:
             request.results.append(_remark(index, id_, EventCode.TIME_CLAMPED))
         if event.id is None:
-            detail = _ID_RANDOM if time is None else _ID_DERIVED
+            detail = ID_RANDOM if time is None else ID_DERIVED
             request.results.append(Result(index, "accepted", EventCode.ID_ASSIGNED, detail, id_))
         return subject.encode(), value, headers
 

@@ -3,8 +3,13 @@
 import json
 from typing import Any
 
-from drm_ingest.errors import PROBLEM_TYPE, PROBLEMS, EventCode
-from drm_ingest.settings import Settings
+from drm_ingest.edge.admit import ALL_REJECTED
+from drm_ingest.edge.judge import ID_DERIVED
+from drm_ingest.edge.refusals import refusals
+from drm_ingest.edge.shapes import PROBLEM_CODES
+from drm_ingest.edge.split import MEDIA, Media
+from drm_ingest.edge.take import Take
+from drm_ingest.errors import PROBLEM_MEDIA_TYPE, PROBLEMS, EventCode, Refusal
 
 DESCRIPTION = """
 Takes events from devices and apps and answers only when they are durable.
@@ -19,12 +24,6 @@ TAGS = [
     {"name": "events", "description": "Sending events."},
     {"name": "health", "description": "For those who run it."},
 ]
-
-REMEDIES = {
-    "not_found": "POST events to /v1/events; /docs describes what else is here. Records are read from `serve`.",
-    "method_not_allowed": "POST events to /v1/events. Events are read from `serve`.",
-}
-"""What to do, for refusals that no step of ours raises."""
 
 _REQUEST_ID = "5f0c7be3a1-2a"
 _EVENT: dict[str, Any] = {
@@ -43,59 +42,21 @@ _REJECTED = {
     "status": "rejected",
     "code": EventCode.SCHEMA_VIOLATION,
     "pointer": "/data/temperature",
-    "detail": "must be a number, not a string",
+    "detail": "temperature must be a number, not a string. "
+    "Temperature of what the device senses: a room, a liquid, a machine. Unit: Cel.",
 }
-_ASSIGNED = {"index": 0, "id": "0b9e…", "status": "accepted", "code": EventCode.ID_ASSIGNED}
-
-_CODES_OF_EVENTS = (
-    "malformed_json", "malformed_encoding", "malformed_request", "unauthenticated", "forbidden", "method_not_allowed",
-    "request_timeout", "body_too_large", "decompressed_too_large", "too_many_events", "unsupported_media_type",
-    "unsupported_encoding", "all_rejected", "rate_limited", "headers_too_large", "internal_error", "not_acknowledged",
-    "overloaded", "not_ready",
-)  # fmt: skip
-
-_RESULT = {
-    "type": "object",
-    "required": ["index", "id", "status", "code"],
-    "properties": {
-        "index": {"type": "integer", "description": "Its place in the request, from 0."},
-        "id": {"type": ["string", "null"], "description": "As sent, or as assigned."},
-        "status": {"enum": ["accepted", "rejected"]},
-        "code": {
-            "enum": [code.value for code in EventCode],
-            "description": "\n".join(f"- `{code.value}`: {code.remedy}" for code in EventCode),
-        },
-        "pointer": {"type": "string", "description": "JSON pointer to what is wrong, from the event's root."},
-        "detail": {"type": "string"},
-    },
-}
-_ANSWER_SCHEMA = {
-    "type": "object",
-    "required": ["request_id", "accepted", "results"],
-    "properties": {
-        "request_id": {"type": "string"},
-        "accepted": {"type": "integer", "description": "Events that are durable now, repeated ones included."},
-        "results": {"type": "array", "items": _RESULT, "description": "The events with something to say."},
-    },
-}
-_PROBLEM_SCHEMA = {
-    "type": "object",
-    "required": ["type", "title", "status", "code", "detail", "request_id"],
-    "properties": {
-        "type": {"type": "string", "format": "uri"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "code": {"type": "string", "description": "Stable; program against this one."},
-        "detail": {"type": "string", "description": "What to do."},
-        "request_id": {"type": "string"},
-        "limit": {"type": "integer", "description": "The limit that was exceeded, where it is one."},
-    },
-    "additionalProperties": True,
+_ASSIGNED = {
+    "index": 0,
+    "id": "0b9e6d5f6d3f4a5e8a0e3c9c5b0e7f1d",
+    "status": "accepted",
+    "code": EventCode.ID_ASSIGNED,
+    "detail": ID_DERIVED,
 }
 
 
-def post_events(settings: Settings) -> dict[str, Any]:
+def post_events(take: Take) -> dict[str, Any]:
     """Return the arguments of the route's decorator that describe it."""
+    settings = take.settings
     return {
         "summary": "Send events",
         "description": (
@@ -105,7 +66,7 @@ def post_events(settings: Settings) -> dict[str, Any]:
             "A `Date` header states when the request was sent; where it is off by more than "
             f"{settings.clock_skew_tolerated_s:g} s all times in the request are corrected by it."
         ),
-        "responses": _responses(settings),
+        "responses": _responses(take),
         "openapi_extra": {
             "security": [{"key": []}, {"key_as_user_name": []}],
             "parameters": _parameters(),
@@ -138,28 +99,26 @@ def _parameters() -> list[dict[str, Any]]:
 def _bodies() -> dict[str, Any]:
     second = {**_EVENT, "id": "meter-7-000043"}
     plain = {name: _EVENT[name] for name in ("type", "subject", "data")}
-    event: dict[str, Any] = {"type": "object", "required": ["type"], "properties": {
-        name: {"type": "string"} for name in _EVENT if name != "data"
-    } | {"data": {}}}  # fmt: skip
-    events = {"type": "array", "items": event}
-    return {
-        "application/cloudevents+json": {"schema": event, "examples": {"structured": {"value": _EVENT}}},
-        "application/cloudevents-batch+json": {"schema": events, "examples": {"batch": {"value": [_EVENT, second]}}},
-        "application/json": {
+    event, events = ({"$ref": f"#/components/schemas/{name}"} for name in ("Event", "Events"))
+    by_media: dict[Media, dict[str, Any]] = {
+        Media.EVENT: {"schema": event, "examples": {"structured": {"value": _EVENT}}},
+        Media.BATCH: {"schema": events, "examples": {"batch": {"value": [_EVENT, second]}}},
+        Media.EITHER: {
             "schema": {"anyOf": [events, event, {}]},
             "examples": {
                 "array": {"summary": "a plain array of events", "value": [plain, plain]},
                 "binary mode": {"summary": "data alone, the attributes in ce- headers", "value": _EVENT["data"]},
             },
         },
-        "application/x-ndjson": {
-            "schema": {"type": "string"},
+        Media.LINES: {
+            "schema": {"type": "string", "description": "An event a line."},
             "examples": {"lines": {"value": "\n".join(json.dumps(each) for each in (_EVENT, second))}},
         },
     }
+    return {content_type: by_media[media] for content_type, media in MEDIA.items()}
 
 
-def _responses(settings: Settings) -> dict[int | str, dict[str, Any]]:
+def _responses(take: Take) -> dict[int | str, dict[str, Any]]:
     request_id = {"x-request-id": {"schema": {"type": "string"}}}
     retry_after = {"retry-after": {"schema": {"type": "integer"}, "description": "Seconds."}}
     found: dict[int | str, dict[str, Any]] = {
@@ -168,7 +127,7 @@ def _responses(settings: Settings) -> dict[int | str, dict[str, Any]]:
             "headers": request_id,
             "content": {
                 "application/json": {
-                    "schema": _ANSWER_SCHEMA,
+                    "schema": {"$ref": "#/components/schemas/Answer"},
                     "examples": {
                         "all accepted": {"value": _ANSWER},
                         "one rejected": {"value": {**_ANSWER, "accepted": 1, "results": [_REJECTED]}},
@@ -178,26 +137,33 @@ def _responses(settings: Settings) -> dict[int | str, dict[str, Any]]:
             },
         }
     }
-    for code in _CODES_OF_EVENTS:
+    real = refusals(take, _REQUEST_ID)
+    for code in PROBLEM_CODES:
+        if code == "not_found":
+            continue  # another path
         problem = PROBLEMS[code]
-        example: dict[str, Any] = {
-            "type": PROBLEM_TYPE + code,
-            "title": problem.title,
-            "status": problem.status,
-            "code": code,
-            "detail": "What to do.",
-            "request_id": _REQUEST_ID,
-        }
         if code == "all_rejected":
-            example |= {"accepted": 0, "results": [_REJECTED]}
+            example = {**Refusal(code, ALL_REJECTED).body(_REQUEST_ID), "accepted": 0, "results": [_REJECTED]}
+        else:
+            example = real[code].body(_REQUEST_ID)
         response = found.setdefault(
             problem.status,
             {
                 "description": "",
                 "headers": request_id | (retry_after if problem.retry else {}),
-                "content": {"application/problem+json": {"schema": _PROBLEM_SCHEMA, "examples": {}}},
+                "content": {
+                    PROBLEM_MEDIA_TYPE: {
+                        "schema": {"$ref": f"#/components/schemas/{_SHAPES.get(code, 'Problem')}"},
+                        "examples": {},
+                    }
+                },
             },
         )
-        response["description"] += f"- `{code}`: {problem.title}{' Send it again.' if problem.retry else ''}\n"
-        response["content"]["application/problem+json"]["examples"][code] = {"value": example}
+        note = " There are no quotas yet." if code == "rate_limited" else ""
+        again = " Send it again." if problem.retry else ""
+        response["description"] += f"- `{code}`: {problem.title}{note}{again}\n"
+        response["content"][PROBLEM_MEDIA_TYPE]["examples"][code] = {"value": example}
     return found
+
+
+_SHAPES = {"all_rejected": "AllRejected"}

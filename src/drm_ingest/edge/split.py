@@ -35,7 +35,7 @@ class Media(Enum):
     DATA = "the data of one event, whose attributes are in ce-* headers"
 
 
-_MEDIA = {
+MEDIA = {
     "application/cloudevents+json": Media.EVENT,
     "application/cloudevents-batch+json": Media.BATCH,
     "application/json": Media.EITHER,
@@ -44,7 +44,8 @@ _MEDIA = {
     "application/ndjson": Media.LINES,
     "text/json": Media.EITHER,
 }
-_TAKEN = ", ".join(list(_MEDIA)[:5])
+"""What is taken, by content type."""
+_TAKEN = ", ".join(list(MEDIA)[:5])
 
 
 @lru_cache(maxsize=1000)
@@ -60,7 +61,7 @@ def media_of(content_type: bytes, *, binary: bool) -> Media:
         if name.strip() == "charset" and value.strip().strip('"') not in _CHARSETS:
             raise Refusal("unsupported_media_type", "Send JSON in UTF-8; no other character set is taken.")
     essence = essence.strip()
-    media = _MEDIA.get(essence)
+    media = MEDIA.get(essence)
     if not binary or media in {Media.EVENT, Media.BATCH}:
         if media is None:
             raise Refusal("unsupported_media_type", f"Set Content-Type to one of these: {_TAKEN}.")
@@ -90,9 +91,12 @@ def refuse_too_many(events: int, events_max: int) -> None:
         Refusal: too_many_events.
     """
     if events > events_max:
-        raise Refusal(
-            "too_many_events", f"Send at most {events_max} events in one request; split it.", limit=events_max
-        )
+        raise too_many_events(events_max)
+
+
+def too_many_events(most: int) -> Refusal:
+    """Return a 413 that names the limit."""
+    return Refusal("too_many_events", f"Send at most {most} events in one request; split it.", limit=most)
 
 
 def _whole(body: bytes) -> bytes:

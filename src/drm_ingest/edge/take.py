@@ -48,7 +48,7 @@ class Take:
         self.limits = limits
         self.credentials = credentials
         self._admit = admit
-        self._write = write
+        self.write = write
         self._clock = Clock(settings)
         self._cors_origins = frozenset(settings.edge_cors_origins.encode().replace(b",", b" ").split())
         self._requests_started = 0
@@ -73,7 +73,7 @@ class Take:
         credential = self.credentials.find(headers.get(b"authorization"))
         if credential is None:
             if not self.credentials.ready:  # a 401 would make a sender give up
-                raise Refusal("not_ready", "Credentials are not loaded yet.", retry_after_s=self.settings.retry_after_s)
+                raise self.not_ready()
             raise self.unauthenticated(headers)
         refuse_readers(credential)
         length = headers.get(b"content-length")
@@ -93,7 +93,7 @@ class Take:
             raise self.body_too_large()
         if self.limits.body_bytes - counted + length > self.limits.body_bytes_max:
             raise self.overloaded("Too many bodies are arriving at once")
-        self._write.refuse_if_behind(length)
+        self.write.refuse_if_behind(length)
 
     def clock_offset_ms(self, headers: Headers) -> int:
         """Return how far the sender's clock is off by its `Date`; ask when the headers are there, not the body."""
@@ -139,7 +139,7 @@ class Take:
         except Exception as error:  # the sender gets an answer, whatever is broken here
             reply(self.broke(error, request_id))
         else:
-            self._write.write(admitted, request_id, started, reply)
+            self.write.write(admitted, request_id, started, reply)
 
     def events(
         self,
@@ -160,18 +160,30 @@ class Take:
         except Exception as error:  # the sender gets an answer, whatever is broken here
             reply(self.broke(error, request_id))
         else:
-            self._write.write(admitted, request_id, started, reply)
+            self.write.write(admitted, request_id, started, reply)
 
     # -- or not at all
 
     def refuse(self, refusal: Refusal, request_id: str) -> Answer:
         """Count a refusal of a whole request and return its answer."""
-        return self._write.refuse(refusal, request_id)
+        return self.write.refuse(refusal, request_id)
 
     def broke(self, error: Exception, request_id: str) -> Answer:
         """Log what should not have happened and return a 500 for it."""
         log.error("a request failed", request_id=request_id, exc_info=error)
-        return self.refuse(Refusal("internal_error", f"Report request {request_id}; a retry may help."), request_id)
+        return self.refuse(self.broken(request_id), request_id)
+
+    def broken(self, request_id: str) -> Refusal:
+        """Return a 500."""
+        return Refusal("internal_error", f"Report request {request_id}; a retry may help.")
+
+    def not_ready(self) -> Refusal:
+        """Return a 503 for a key that cannot be checked yet."""
+        return Refusal("not_ready", "Credentials are not loaded yet.", retry_after_s=self.settings.retry_after_s)
+
+    def malformed_request(self, error: Exception) -> Refusal:
+        """Return a 400 for what is not HTTP."""
+        return Refusal("malformed_request", f"Send valid HTTP/1.1: {error}.")
 
     def unauthenticated(self, headers: Headers) -> Refusal:
         """Return a 401 that says how to send a key, or that the one sent is not valid; not more about it than that."""
@@ -196,7 +208,7 @@ class Take:
 
     def overloaded(self, why: str) -> Refusal:
         """Return a 503 for what was not kept."""
-        return self._write.overloaded(why)
+        return self.write.overloaded(why)
 
     def _receipt(self, headers: Headers, credential: Credential, clock_offset_ms: int, request_id: str) -> Receipt:
         agent = headers.get(b"user-agent")
