@@ -188,6 +188,28 @@ def key(
 
 
 @cli.command()
+def schemas(
+    directory: Annotated[Path | None, typer.Argument(help="Default: DRM_SCHEMAS_DIR, or those shipped.")] = None,
+) -> None:
+    """Check a folder of schemas before a process starts with it, and try the examples beside them."""
+    from drm_ingest.examples import wrong
+    from drm_ingest.schema import BadSchema, Schemas, shipped
+
+    directory = directory or _settings().schemas_dir or shipped()
+    try:
+        for schema in Schemas.load(directory):
+            typer.echo(f"{schema.type} {schema.version} → {schema.family}")
+        found = list(wrong(directory))
+    except BadSchema as error:
+        raise _failed(str(error)) from None
+    for what in found:
+        typer.echo(what, err=True)
+    if found:
+        raise typer.Exit(1)
+    typer.echo("nothing is wrong")
+
+
+@cli.command()
 def doctor() -> None:
     """Look at Kafka, its topics, Postgres, its tables, the workers and the clocks, and say what to do; 1 if wrong."""
     from rich.console import Console

@@ -102,7 +102,7 @@ class Schemas:
 
         Raises BadSchema, naming the file and the reason, rather than run with a schema that is wrong.
         """
-        directory = directory or _shipped()
+        directory = directory or shipped()
         if not directory.is_dir():
             raise BadSchema(directory, "no such folder; DRM_SCHEMAS_DIR names the one that holds <type>/<version>.json")
         versions: dict[str, dict[str, Schema]] = {}
@@ -152,7 +152,7 @@ class Schemas:
         raise UnknownVersion(type_, dataschema, tuple(self._versions[type_]))
 
 
-def _shipped() -> Path:
+def shipped() -> Path:
     """In a wheel the schemas are package data; in a checkout they stand at the top of the repository."""
     packaged = Path(__file__).parent / "_schemas"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "schemas"

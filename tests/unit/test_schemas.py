@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from drm_ingest.__main__ import cli
+from drm_ingest.examples import wrong
 from drm_ingest.schema import BadSchema, Schema, Schemas, UnknownVersion
 
 REPOSITORY = Path(__file__).parents[2]
@@ -23,12 +26,6 @@ SUCCESSIONS = [
     if older.type == newer.type and older.version.split(".")[0] == newer.version.split(".")[0]
 ]
 DOCUMENT = (REPOSITORY / "docs" / "schemas.md").read_text()
-
-
-def refused_examples(schema: Schema) -> list[dict[str, Any]]:
-    path = REPOSITORY / "schemas" / schema.type / f"{schema.version}.invalid.json"
-    examples: list[dict[str, Any]] = json.loads(path.read_text())
-    return examples
 
 
 def parts(document: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -54,24 +51,8 @@ def table(heading: str) -> list[list[str]]:
 # -- what is shipped ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schema", EVERY_SCHEMA)
-def test_what_a_schema_shows_as_an_example_is_valid(schema: Schema) -> None:
-    examples = schema.document["examples"]
-
-    assert len(examples) >= 2
-    for example in examples:
-        assert schema.is_valid(example), schema.first_violation(example)
-
-
-@pytest.mark.parametrize("schema", EVERY_SCHEMA)
-def test_what_a_schema_shows_as_a_mistake_is_refused_at_its_place(schema: Schema) -> None:
-    examples = refused_examples(schema)
-
-    assert len(examples) >= 2
-    for example in examples:
-        assert example.keys() == {"why", "data", "pointer"}
-        assert not schema.is_valid(example["data"]), example["why"]
-        assert schema.first_violation(example["data"])[0] == example["pointer"], example["why"]
+def test_every_schema_takes_its_examples_and_refuses_the_mistakes_beside_it_at_their_place() -> None:
+    assert list(wrong(REPOSITORY / "schemas")) == []
 
 
 def test_mistakes_are_shown_for_schemas_that_exist() -> None:
@@ -514,3 +495,64 @@ def test_all_versions_of_a_type_go_to_one_topic(tmp_path: Path) -> None:
 
     with pytest.raises(BadSchema, match="a type has one topic"):
         Schemas.load(tmp_path)
+
+
+# -- what the examples are held to -------------------------------------------------------------------------------------
+
+LOCK: dict[str, Any] = {"properties": {"by": {"enum": ["key", "code"]}}, "required": ["by"]}
+
+
+def with_mistakes(directory: Path, mistakes: object) -> list[str]:
+    path = write(directory, "lock.opened", "1.0", LOCK | {"examples": [{"by": "key"}, {"by": "code"}]})
+    path.with_name("1.0.invalid.json").write_text(mistakes if isinstance(mistakes, str) else json.dumps(mistakes))
+    return list(wrong(directory))
+
+
+MISTAKE = {"why": "no such way", "data": {"by": "foot"}, "pointer": "/data/by"}
+
+
+@pytest.mark.parametrize(
+    ("mistakes", "says"),
+    [
+        ("{", "lock.opened/1.0.invalid.json: cannot be read as JSON"),
+        ({"by": "foot"}, "lock.opened/1.0.invalid.json: is a list of mistakes: [{"),
+        ([MISTAKE, "foot"], "mistake 2 has exactly why, data and pointer"),
+        ([{"data": {}}], "mistake 1 has exactly why, data and pointer"),
+        ([MISTAKE | {"pointer": "/by"}], "mistake 1: pointer begins at the event, with /data"),
+        ([MISTAKE], "lock.opened 1.0: shows 1 mistakes; show at least 2"),
+        ([MISTAKE, MISTAKE | {"data": {"by": "key"}}], "takes what it ought to refuse: no such way"),
+        ([MISTAKE, MISTAKE | {"pointer": "/data"}], "refuses at /data/by, not at /data: no such way"),
+    ],
+)
+def test_mistakes_that_show_nothing_are_told_with_what_is_wrong(tmp_path: Path, mistakes: object, says: str) -> None:
+    [told] = with_mistakes(tmp_path, mistakes)
+    assert says in told
+
+
+def test_an_example_that_its_schema_refuses_is_told(tmp_path: Path) -> None:
+    write(tmp_path, "lock.opened", "1.0", LOCK | {"examples": [{"by": "key"}, {}]})
+    refused, missing = wrong(tmp_path)
+    assert refused == "lock.opened 1.0: example 2 is refused at /data/by: by is missing."
+    assert "lock.opened/1.0.invalid.json: cannot be read" in missing
+
+
+def test_a_team_checks_a_folder_of_its_own_with_a_command(tmp_path: Path) -> None:
+    assert with_mistakes(tmp_path, [MISTAKE, MISTAKE]) == []
+    good = CliRunner().invoke(cli, ["schemas", str(tmp_path)])
+    assert (good.exit_code, good.stdout) == (0, "lock.opened 1.0 → test\nnothing is wrong\n")
+    with_mistakes(tmp_path, [])
+    wrong_ = CliRunner().invoke(cli, ["schemas", str(tmp_path)])
+    assert (wrong_.exit_code, "shows 0 mistakes" in wrong_.stderr) == (1, True)
+    broken = CliRunner().invoke(cli, ["schemas", str(tmp_path / "lock.opened")])
+    assert (broken.exit_code, "a schema stands in the folder of its type" in broken.stderr) == (1, True)
+
+
+def test_the_sample_of_mistakes_in_the_document_fits_the_smallest_schema(tmp_path: Path) -> None:
+    schema, sample = (
+        next(text for text in re.findall(r"```json\n(.*?)```", DOCUMENT, re.DOTALL) if mark in text)
+        for mark in ("$schema", '"why"')
+    )
+    (tmp_path / "lock.opened").mkdir()
+    (tmp_path / "lock.opened" / "1.0.json").write_text(schema)
+    (tmp_path / "lock.opened" / "1.0.invalid.json").write_text(sample)
+    assert list(wrong(tmp_path)) == []
