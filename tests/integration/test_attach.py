@@ -1,5 +1,6 @@
 """attach on a real Kafka and a real Postgres: what is stored, that it is stored once, and what becomes of the rest."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from datetime import date, timedelta
@@ -11,6 +12,7 @@ from tests.attaching import NOON, Bench, bench, event
 
 from drm_ingest.event import content_hash, identity_key
 from drm_ingest.kafka.dead_letters import reason_of
+from drm_ingest.pipeline.attach import COMMIT_INTERVAL_S
 from drm_ingest.settings import Settings
 
 DAY = timedelta(days=1)
@@ -105,18 +107,36 @@ async def test_unknown_devices_are_registered_unclaimed_and_parties_are_not_devi
 # -- once --
 
 
+END_WORKERS = """
+select pg_terminate_backend(pid, 5000) from pg_stat_activity
+where application_name like 'drm attach%' and datname = current_database()
+"""
+
+
 async def test_devices_that_a_restored_postgres_has_not_heard_of_are_registered_again(attached: Bench) -> None:
     await attached.put(event("e-1"))
     async with attached.attaching():
         await attached.until("select exists (select from device where subject = 'meter-1')")
         await attached.connection.execute("delete from device")
-        await attached.connection.execute(
-            "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
-            "where application_name like 'drm attach%' and datname = current_database()"
-        )
+        await attached.connection.execute(END_WORKERS)
         await attached.put(event("e-2"))
         await attached.until("select exists (select from event where id = 'e-2')")
         assert await attached.value("select count(*) from device where subject = 'meter-1'") == 1
+
+
+async def test_an_emptied_postgres_is_filled_from_the_beginning_of_the_topics_without_a_restart(
+    attached: Bench,
+) -> None:
+    await attached.put(event("e-1"), event("e-2"), partition=0)
+    async with attached.attaching():
+        await attached.until("select count(*) = 2 from event")
+        await asyncio.sleep(2 * COMMIT_INTERVAL_S)  # Kafka too knows how far it has read
+        await attached.connection.execute("truncate event, event_identity, subject_day, device, consumer_position")
+        await attached.connection.execute(END_WORKERS)
+        await attached.put(event("e-3"), partition=0)
+        await attached.until("select exists (select from event where id = 'e-3')")
+        ids = await attached.fetch("select id from event order by id")
+        assert [row["id"] for row in ids] == ["e-1", "e-2", "e-3"]
 
 
 async def test_a_duplicate_is_stored_once_in_its_batch_or_years_later(attached: Bench) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from time import monotonic
 
 import structlog
@@ -175,6 +175,11 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         end: int | None = self._consumer.highwater(partition)
         return end
 
+    async def beginnings(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
+        """Return the offset of the first record that each of these holds now."""
+        found: dict[TopicPartition, int] = await self._consumer.beginning_offsets(sorted(partitions))
+        return found
+
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Commit; when the partitions went to another member, or Kafka does not answer, say so and go on.
 
@@ -203,7 +208,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         self.waiting_since = monotonic()
         positions = await self._committed(partitions) if kept is None else {**kept}
         if new := sorted(partitions - positions.keys()):
-            beginnings = await self._consumer.beginning_offsets(new)
+            beginnings = await self.beginnings(new)
             for partition in new:
                 if beginnings[partition]:
                     log.warning(
@@ -231,7 +236,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
 
     async def _check_lost(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Raise PositionLost, unless the position is there after all (a new leader may lag for a moment)."""
-        beginnings = await self._consumer.beginning_offsets(list(offsets))
+        beginnings = await self.beginnings(offsets)
         ends = await self._consumer.end_offsets(list(offsets))
         for partition, offset in offsets.items():
             if beginnings[partition] <= offset <= ends[partition]:

@@ -166,9 +166,20 @@ class Reader:
         partitions: Iterable[TopicPartition] | None = None,
         positions: Mapping[TopicPartition, int] | None = None,
     ) -> None:
-        """Read these (default: all) again from `positions`, else from the offset committed last."""
-        positions = {**self._group.positions, **self._done, **(positions or {})}
-        for partition in self.assigned if partitions is None else self.assigned.intersection(partitions):
+        """Read these (default: all) again from the offset committed last.
+
+        Or from `positions`: then the committed ones do not count, and a partition that is left out is read from its
+        beginning, as on assignment.
+
+        Raises:
+            KafkaError: Kafka does not tell where they begin.
+        """
+        again = self.assigned if partitions is None else self.assigned.intersection(partitions)
+        if positions is None:
+            positions = {**self._group.positions, **self._done}
+        elif unknown := again - positions.keys():
+            positions = {**positions, **await self._group.beginnings(unknown)}
+        for partition in again & self.assigned:
             self._group.seek(partition, positions[partition])
             self._done[partition] = positions[partition]
             self._buffers.forget(partition)

@@ -200,7 +200,10 @@ class Worker:
         partitions = self._reader.assigned
         async with self._storing:
             claimed = await self._store.claim(partitions)
-        await self._reader.rewind(partitions, _seekable(claimed))
+        try:
+            await self._reader.rewind(partitions, _seekable(claimed))
+        except KafkaError as error:
+            raise OutOfStep(f"Kafka does not tell where to begin: {error!r}") from error
         if generation == self._generation:  # else the group has given us another share meanwhile, and that is claimed
             self._followed.claim(claimed)
             self._trouble = None
