@@ -21,7 +21,7 @@ from tests.adversity.bad_input import MESSAGES, REQUESTS, UNTYPED, an_event, mes
 from tests.adversity.running import Running
 from tests.integration.edge import Reply, Wire
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 ERRORS = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
 STATUS = {code: int(status) for status, code in re.findall(r"^\| (\d{3}) \| `(\w+)` ", ERRORS, re.MULTILINE)}
@@ -202,15 +202,26 @@ async def test_a_bad_event_in_a_message_is_told_of_beside_its_good_neighbour(
     await holds.check(subject, *[] if bad.code else ["bad"])
 
 
-@pytest.mark.parametrize("key", [None, "drm_wrong"])
 @pytest.mark.parametrize("hello", [None, {}, {"key": "drm_wrong"}])
-async def test_a_websocket_without_a_good_key_is_closed_and_nothing_of_it_is_kept(
-    holds: Holds, subject: str, key: str | None, hello: dict[str, str] | None
+async def test_a_websocket_that_names_no_good_key_is_closed_and_nothing_of_it_is_kept(
+    holds: Holds, subject: str, hello: dict[str, str] | None
 ) -> None:
     where = holds.path.where
     first = message(padded(0)(subject)) if hello is None else json.dumps({"hello": hello}).encode()
-    async with a_socket(where["edge_url"], key) as socket:
+    async with a_socket(where["edge_url"], None) as socket:
         assert await say(socket, first) == {"closed": 1008}
+    async with a_socket(where["edge_url"], where["sender_key"]) as socket:
+        assert (await say(socket, message(b"[%b]" % sentinel_behind(b"", subject))))["ack"] == 7
+    await holds.check(subject)
+
+
+async def test_a_websocket_with_a_wrong_key_in_its_header_is_refused_as_over_http(holds: Holds, subject: str) -> None:
+    where = holds.path.where
+    with pytest.raises(InvalidStatus) as refused:
+        async with a_socket(where["edge_url"], "drm_wrong"):
+            pass
+    response = refused.value.response
+    assert (response.status_code, json.loads(response.body)["code"]) == (STATUS["unauthenticated"], "unauthenticated")
     async with a_socket(where["edge_url"], where["sender_key"]) as socket:
         assert (await say(socket, message(b"[%b]" % sentinel_behind(b"", subject))))["ack"] == 7
     await holds.check(subject)
