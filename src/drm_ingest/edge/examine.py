@@ -20,8 +20,13 @@ _CLASSES = {**dict.fromkeys(b"0123456789.", "0"), **dict.fromkeys(b"eE", "e"), *
 _CLASS = "".join(_CLASSES.get(byte, " ") for byte in range(256)).encode()
 _LONG, _SIGNED, _UNSIGNED = b"0" * 19, b"0e-000", b"0e00000"  # e123 is in many a hexadecimal id; 1e400 orjson refuses
 _odd_numbers = re.compile(
-    rb"[:,\[\s](?:(-?\d{19,20})(?=[\s,\]}])|-?[\d.]{19}|-?[\d.]+[eE](?:[+-]\d{3}|\d{5}))"
+    rb"[:,\[\s](?:"
+    rb"(-?\d{19,20})(?=[\s,\]}])"  # an integer that may be too large
+    rb"|(-?(?=[\d.]{19})\d{1,20}\.\d{1,20})(?=[\s,\]}])"  # a double with all its digits: many, and nothing wrong
+    rb"|-?[\d.]{19}|-?[\d.]+[eE](?:[+-]\d{3}|\d{5}))"
 ).finditer
+_strings = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL).sub
+_BRACES, _NO_BRACKETS = bytes.maketrans(b"[]", b"{}"), bytes(set(range(256)) - set(b"[]{}"))
 _nul = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000").search
 
 
@@ -41,9 +46,11 @@ def refuse_unstorable(value: bytes) -> None:
     """
     if not odd(value):
         return
-    if _nul(value):
+    if b"\\u0000" in value and _nul(value):
         raise Rejected(EventCode.TEXT_NOT_STORABLE)
     for number in _odd_numbers(value):
+        if number[2] is not None:
+            continue
         if number[1] is None or int(number[1]) not in _INTEGERS:
             if rejected := examine(value):
                 raise rejected
@@ -68,6 +75,11 @@ def refuse_too_deep(value: bytes, depth_max: int) -> None:
     Raises:
         Rejected: too_deep, or why the event cannot be read at all.
     """
+    brackets = _strings(b"", value).translate(_BRACES, _NO_BRACKETS)
+    for _ in range(depth_max):
+        brackets = brackets.replace(b"{}", b"")  # the innermost level of all there is
+        if not brackets:
+            return
     try:
         level = [orjson.loads(value)]
     except orjson.JSONDecodeError as error:
