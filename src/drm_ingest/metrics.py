@@ -98,10 +98,10 @@ class Metrics:
 
     ready = _gauge(_ALL, "drm_ready", "1 while the process could do its work now (/health/ready), else 0.")
 
-    # -- the ledger of every process that events pass
-    received = _counter(_PATH, "drm_events_received", "Events received, before anything was decided about them.")
-    outcomes = _counter(_PATH, "drm_events", "Events by what became of them (outcome.py).", "outcome")
-    in_flight = _gauge(_PATH, "drm_events_in_flight", "Events received whose outcome is not known yet.")
+    # -- the ledger, on serve too, which no event passes: one rule holds everywhere
+    received = _counter(_ALL, "drm_events_received", "Events received, before anything was decided about them.")
+    outcomes = _counter(_ALL, "drm_events", "Events by what became of them (outcome.py).", "outcome")
+    in_flight = _gauge(_ALL, "drm_events_in_flight", "Events received whose outcome is not known yet.")
     codes = _counter(_PATH, "drm_event_codes", "Events rejected, remarked on or dead-lettered, by code.", "code")
 
     # -- edge and serve

@@ -90,7 +90,7 @@ class Tell:
         self._left_out += 1
 
     def _say_left_out(self) -> None:
-        log.warning("lines about refusals were left out", lines=self._left_out)
+        log.info("lines about refusals were left out", lines=self._left_out)
         self._left_out = 0
 
 
