@@ -5,7 +5,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from drm_ingest.edge.examine import examine, refuse_too_deep, refuse_unstorable
 from drm_ingest.errors import Rejected
@@ -26,6 +26,10 @@ nested = st.recursive(
 
 
 @settings(max_examples=500)
+@example(["0e1001"], ",")
+@example(["0e+9999"], ",")
+@example(["0e10000"], ",")
+@example(["0e-1000"], ",")
 @given(st.lists(numbers, min_size=1, max_size=3), st.sampled_from([",", " , ", ",\n"]))
 def test_a_number_is_refused_as_soon_as_it_is_looked_at(some: list[str], comma: str) -> None:
     value = f'{{"data":[{comma.join(some)}]}}'.encode()

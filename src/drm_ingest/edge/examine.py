@@ -135,7 +135,9 @@ def _float(token: str) -> float:
     number = float(token)
     digits, _, exponent = token.lower().partition("e")
     vanished = number == 0 and digits.strip("-0.")
-    if math.isinf(number) or vanished or len(token) > _NUMBER_CHARACTERS_MAX or len(exponent.strip("+-0")) > 3:
+    exponent_digits_max = 3 if exponent.startswith("-") else 4  # 0e9999 is infinite to nobody, and no digits to store
+    far_off = len(exponent.lstrip("+-0")) > exponent_digits_max
+    if math.isinf(number) or vanished or len(token) > _NUMBER_CHARACTERS_MAX or far_off:
         raise _out_of_range(token)
     return number
 
