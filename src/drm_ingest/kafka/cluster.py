@@ -40,6 +40,7 @@ class Cluster:
         self._topics: set[str] = set()
         self._metadata = ClusterMetadata()
         self._connection: BrokerConnection | None = None
+        self._told_by: tuple[str, int] | None = None  # the one to ask last
         self._wanted = asyncio.Event()
         self._error: BaseException | None = None
 
@@ -62,6 +63,8 @@ class Cluster:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REFRESH_S if self.reachable else UNREACHABLE_PAUSE_S):
                     await self._wanted.wait()
+            if self._wanted.is_set():
+                self._ask_another()
             self._wanted.clear()
             try:
                 await self._refresh()
@@ -104,6 +107,13 @@ class Cluster:
             await opened.connect()
         return opened
 
+    def _ask_another(self) -> None:
+        """Something failed, perhaps for what the broker told us: one that is cut off tells of the past."""
+        if self._connection is not None:
+            self._told_by = self._connection.host, self._connection.port
+            self._connection.close()
+            self._connection = None
+
     async def _refresh(self) -> bool:
         request = MetadataRequest(sorted(self._topics), allow_auto_topic_creation=False)
         for host, port in self._candidates():
@@ -135,5 +145,6 @@ class Cluster:
         """Yield the brokers known last, then the bootstrap servers, since all brokers may have moved."""
         known = [(broker.host, broker.port) for broker in self._metadata.brokers()]
         random.shuffle(known)
+        known.sort(key=lambda address: address == self._told_by)
         bootstrap = [(host, port) for host, port, _ in collect_hosts(self._settings.kafka_bootstrap)]
         yield from dict.fromkeys(known + bootstrap)
