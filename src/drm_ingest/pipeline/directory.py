@@ -47,6 +47,7 @@ class Directory:
         self._kept: Contexts = {}  # the latest loaded last
         self._names: dict[str, set[bytes]] = {}  # keys of a party that was called otherwise than Postgres calls it
         self._heard_since = inf  # what was loaded before may have changed unheard
+        self._asking = False
         self._changed: set[str] = set()  # heard while a question is under way
 
     async def __aenter__(self) -> Self:
@@ -79,18 +80,22 @@ class Directory:
             self._connecting.result()  # raises: it ends by a defect only
         contexts, unknown = self._remembered(keys)
         hits = len(contexts)
-        if self._connection is not None:
+        if (connection := self._connection) is not None:  # it may be another, or none, before we have the answer
+            self._asking = True
             try:
-                contexts |= await self._load(self._connection, unknown)
+                contexts |= await self._load(connection, unknown)
                 # What was remembered may turn out to have changed: ask again, once. An answer holds for this batch.
                 if self._changed and (changed := [key for key, context in contexts.items() if not context.loaded_at]):
-                    contexts |= await self._load(self._connection, changed)
+                    contexts |= await self._load(connection, changed)
                 self._retry_s = RETRY_S
                 self._count(hit=hits, loaded=len(contexts) - hits)
                 return contexts
             except PASSING as error:
                 log.warning("Postgres does not answer; events go on with the context remembered", error=repr(error))
-                self._lose(self._connection)
+                self._lose(connection)
+            finally:
+                self._asking = False
+                self._changed.clear()
         return self._without_postgres(keys)
 
     def _remembered(self, keys: Collection[bytes]) -> tuple[Contexts, list[bytes]]:
@@ -149,7 +154,8 @@ class Directory:
 
     def _on_change(self, subject: str) -> None:
         """Postgres says that a device or its relations changed."""
-        self._changed.add(subject)
+        if self._asking:
+            self._changed.add(subject)
         for key in (subject.encode(), *self._names.get(subject, ())):
             if (context := self._kept.get(key)) is not None:
                 context.loaded_at = 0.0  # not dropped: should Postgres go down now, stale is better than nothing
@@ -172,8 +178,9 @@ class Directory:
                 self._metrics.directory_lookups.labels(result).inc(subjects)
 
     def _lose(self, connection: DirectoryConnection) -> None:
-        self._connection = None
-        self._heard_since = inf
+        if self._connection is connection:
+            self._connection = None
+            self._heard_since = inf
         connection.give_up()
 
     async def _stay_connected(self, connected: asyncio.Event) -> None:
