@@ -47,8 +47,13 @@ class Kept:
     deleted: int
 
 
-async def keep(pool: asyncpg.Pool, now: datetime, *, months_ahead: int, retention_days: int) -> Kept | None:
+async def keep(
+    pool: asyncpg.Pool, now: datetime, *, months_ahead: int, retention_days: int, month_timeout_s: float = 600.0
+) -> Kept | None:
     """Make and drop what is due; None where another keeper is at work.
+
+    `month_timeout_s` is for making one month, and not that of other statements: one that is given up is given up at
+    each round, while what belongs to it grows.
 
     Raises:
         asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError: what was done so far stands.
@@ -57,12 +62,14 @@ async def keep(pool: asyncpg.Pool, now: datetime, *, months_ahead: int, retentio
         if not await connection.fetchval("select pg_try_advisory_lock($1)", LOCK_KEY):
             return None
         try:
-            return await _keep(connection, now, months_ahead, retention_days)
+            return await _keep(connection, now, months_ahead, retention_days, month_timeout_s)
         finally:
             await connection.execute("select pg_advisory_unlock($1)", LOCK_KEY)
 
 
-async def _keep(connection: asyncpg.Connection, now: datetime, months_ahead: int, retention_days: int) -> Kept:
+async def _keep(
+    connection: asyncpg.Connection, now: datetime, months_ahead: int, retention_days: int, month_timeout_s: float
+) -> Kept:
     made: list[str] = []
     dropped: list[str] = []
     busy: list[str] = []
@@ -77,7 +84,7 @@ async def _keep(connection: asyncpg.Connection, now: datetime, months_ahead: int
             name = f"event_{month:%Y_%m}"
             if name not in there:
                 try:
-                    await _make(connection, name, month)
+                    await _make(connection, name, month, month_timeout_s)
                     made.append(name)
                 except _TOO_BUSY:
                     busy.append(name)
@@ -102,7 +109,7 @@ async def _keep(connection: asyncpg.Connection, now: datetime, months_ahead: int
             return Kept(made, dropped, busy, deleted)
 
 
-async def _make(connection: asyncpg.Connection, name: str, month: datetime) -> None:
+async def _make(connection: asyncpg.Connection, name: str, month: datetime, timeout_s: float) -> None:
     """Make one month with what the default partition has of it.
 
     Attaching a table takes no lock that writers or readers of other months notice, as `partition of` would.
@@ -114,9 +121,12 @@ async def _make(connection: asyncpg.Connection, name: str, month: datetime) -> N
         )
         # From here on nobody adds to what is being moved.
         await connection.execute("lock table event_default in access exclusive mode")
-        await connection.execute(_MOVE.format(name=name), month, until)
+        await connection.execute(f"set local statement_timeout = {round(timeout_s * 1000)}")
+        await connection.execute(_MOVE.format(name=name), month, until, timeout=2 * timeout_s)
         bounds = f"from ('{month:%Y-%m-%d}T00:00:00Z') to ('{until:%Y-%m-%d}T00:00:00Z')"
-        await connection.execute(f"alter table event attach partition {name} for values {bounds}")
+        await connection.execute(
+            f"alter table event attach partition {name} for values {bounds}", timeout=2 * timeout_s
+        )
 
 
 def _month_of(name: str) -> datetime | None:
