@@ -15,7 +15,7 @@ from aiokafka.partitioner import murmur2
 from drm_ingest.event import content_hash, published_source
 from drm_ingest.kafka.topics import Topics, create
 from drm_ingest.metrics import Metrics
-from drm_ingest.pipeline import attach
+from drm_ingest.pipeline.attach.worker import run
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 
@@ -102,7 +102,7 @@ class Bench:
         """Run the worker in this loop, on settings with these changes; it is told to stop at the end."""
         settings = self.settings.model_copy(update=changes)
         metrics, stop = Metrics("attach"), asyncio.Event()
-        running = asyncio.create_task(attach.run(settings, stop, metrics))
+        running = asyncio.create_task(run(settings, stop, metrics))
         worker = Attaching(metrics, f"http://{settings.worker_host}:{settings.attach_port}", running)
         try:
             yield worker

@@ -33,14 +33,15 @@ our membership in a consumer group, `buffers.py` shares out what was fetched, an
 commits only what the worker says is durable. What can go no further is kept with its reason by `dead_letters.py`.
 `tail.py` shows people what passes.
 
-The **pipeline** gives it meaning. `command.py` runs its two workers. `enrich.py` reads the ingress topic, each
-partition in order: `directory.py` brings the context of the subjects in a batch (`context.py`: the device's model, the
-parties who held a role on it then), and `steps.py` takes each record on from there. `ingress.py` reads it, it is placed
-in time, `remembered.py` knows a retry, `user_agent.py` tells the app, and `splice.py` adds all of it without touching
-what the sender wrote. So it comes into the topic of its family, which product teams subscribe to. `attach.py` reads the
-families: `follow.py` sees that no offset is missing, `decode.py` makes rows of the records, and a batch becomes durable
-in Postgres with the position it has reached, in one transaction; `bury.py` writes its dead letters before that commits.
-`accounts.py` counts what became of each event, and `keep.py` waits for Postgres and keeps its partitions.
+The **pipeline** gives it meaning. `command.py` runs its two workers, and `splice.py` adds attributes to an event's
+bytes without touching what the sender wrote. `enrich/worker.py` reads the ingress topic, each partition in order:
+`enrich/directory.py` brings the context of the subjects in a batch (`enrich/context.py`: the device's model, the
+parties who held a role on it then), and `enrich/steps.py` takes each record on from there. `enrich/ingress.py` reads
+it, it is placed in time, `enrich/remembered.py` knows a retry, `enrich/user_agent.py` tells the app. So it comes into
+the topic of its family, which product teams subscribe to. `attach/worker.py` reads the families: `attach/follow.py`
+sees that no offset is missing, `attach/decode.py` makes rows of the records, and a batch becomes durable in Postgres
+with the position it has reached, in one transaction; `attach/bury.py` writes its dead letters before that commits.
+`attach/accounts.py` counts what became of each event, and `attach/keep.py` waits for Postgres and keeps its partitions.
 
 **Postgres** holds it, through connections whose every wait has an end (`pool.py`), in tables that `migrate.py` brings.
 `events.py` is that transaction: `positions.py` moves the position, by its owner alone; `rows.py` packs identities and

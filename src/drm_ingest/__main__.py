@@ -90,7 +90,7 @@ def edge(
 def enrich() -> None:
     """Correct the time of events, give them context, write them to the topics of their families; until SIGTERM."""
     from drm_ingest.pipeline.command import run_until_told
-    from drm_ingest.pipeline.enrich import run
+    from drm_ingest.pipeline.enrich.worker import run
 
     raise typer.Exit(run_until_told(_settings(), "enrich", run))
 
@@ -98,7 +98,7 @@ def enrich() -> None:
 @cli.command()
 def attach() -> None:
     """Store events from the families' topics in Postgres, each exactly once; until SIGTERM."""
-    from drm_ingest.pipeline.attach import run
+    from drm_ingest.pipeline.attach.worker import run
     from drm_ingest.pipeline.command import run_until_told
 
     raise typer.Exit(run_until_told(_settings(), "attach", run))

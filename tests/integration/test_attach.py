@@ -12,7 +12,7 @@ from tests.attaching import NOON, Bench, bench, event
 
 from drm_ingest.event import content_hash, identity_key
 from drm_ingest.kafka.dead_letters import reason_of
-from drm_ingest.pipeline.attach import COMMIT_INTERVAL_S
+from drm_ingest.pipeline.attach.worker import COMMIT_INTERVAL_S
 from drm_ingest.settings import Settings
 
 DAY = timedelta(days=1)

@@ -13,8 +13,8 @@ import pytest
 from pydantic import SecretStr
 
 from drm_ingest.metrics import Metrics
-from drm_ingest.pipeline.context import Context
-from drm_ingest.pipeline.directory import Directory
+from drm_ingest.pipeline.enrich.context import Context
+from drm_ingest.pipeline.enrich.directory import Directory
 from drm_ingest.settings import Settings
 from drm_ingest.up.ports import free_port
 from drm_ingest.up.postgres import Postgres

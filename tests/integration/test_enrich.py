@@ -26,10 +26,10 @@ from drm_ingest.kafka.dead_letters import reason_of
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.kafka.writer import Delivery, Headers, Outgoing, Writer
 from drm_ingest.metrics import Metrics
-from drm_ingest.pipeline.directory import Directory
-from drm_ingest.pipeline.enrich import Worker, run
-from drm_ingest.pipeline.steps import Steps
-from drm_ingest.pipeline.user_agent import UserAgents
+from drm_ingest.pipeline.enrich.directory import Directory
+from drm_ingest.pipeline.enrich.steps import Steps
+from drm_ingest.pipeline.enrich.user_agent import UserAgents
+from drm_ingest.pipeline.enrich.worker import Worker, run
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 from drm_ingest.up.kafka import Kafka

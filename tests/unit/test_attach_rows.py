@@ -12,7 +12,7 @@ from tests.attaching import NOON, event
 
 from drm_ingest.errors import EventCode
 from drm_ingest.event import identity_key
-from drm_ingest.pipeline.decode import Decoder, Unreadable
+from drm_ingest.pipeline.attach.decode import Decoder, Unreadable
 from drm_ingest.postgres import days, rows
 from drm_ingest.postgres.events import refuses_row
 

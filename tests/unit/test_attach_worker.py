@@ -9,7 +9,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from tests.attaching import event
 
 from drm_ingest.metrics import Metrics
-from drm_ingest.pipeline.attach import Worker
+from drm_ingest.pipeline.attach.worker import Worker
 from drm_ingest.postgres.events import Batch, Stored
 from drm_ingest.postgres.positions import UNTOUCHED
 from drm_ingest.settings import Settings

@@ -17,10 +17,10 @@ from drm_ingest.event import Assigned, Enrichment, Envelope, Receipt, content_ha
 from drm_ingest.kafka.dead_letters import reason_of
 from drm_ingest.kafka.writer import Delivery, Headers, RecordTooLarge, Writer, WriterFull
 from drm_ingest.metrics import Metrics
-from drm_ingest.pipeline.context import Context
-from drm_ingest.pipeline.remembered import Remembered
-from drm_ingest.pipeline.steps import DEFECTS_MAX, Done, Steps
-from drm_ingest.pipeline.user_agent import UserAgents
+from drm_ingest.pipeline.enrich.context import Context
+from drm_ingest.pipeline.enrich.remembered import Remembered
+from drm_ingest.pipeline.enrich.steps import DEFECTS_MAX, Done, Steps
+from drm_ingest.pipeline.enrich.user_agent import UserAgents
 from drm_ingest.postgres.directory import Row
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings

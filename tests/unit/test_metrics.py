@@ -17,10 +17,10 @@ RUN_BY: dict[str, tuple[Process, ...]] = {
     "kafka/leader.py": ("edge", *WORKERS),
     "kafka/writer.py": ("edge", *WORKERS),
     "kafka/reader.py": WORKERS,
-    "pipeline/accounts.py": ("attach",),
-    "pipeline/attach.py": ("attach",),
-    "pipeline/directory.py": ("enrich",),
-    "pipeline/enrich.py": ("enrich",),
+    "pipeline/attach/accounts.py": ("attach",),
+    "pipeline/attach/worker.py": ("attach",),
+    "pipeline/enrich/directory.py": ("enrich",),
+    "pipeline/enrich/worker.py": ("enrich",),
 }
 
 

@@ -1,7 +1,7 @@
 import hypothesis.strategies as st
 from hypothesis import given
 
-from drm_ingest.pipeline.remembered import Remembered
+from drm_ingest.pipeline.enrich.remembered import Remembered
 
 batches = st.lists(st.dictionaries(st.integers(0, 200).map(str), st.binary(min_size=16, max_size=16), max_size=20))
 

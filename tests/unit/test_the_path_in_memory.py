@@ -14,11 +14,11 @@ from drm_ingest.edge.judge import Record
 from drm_ingest.event import Receipt, content_hash, identity_key, published_source
 from drm_ingest.kafka.writer import Delivery, Headers, Writer
 from drm_ingest.metrics import Metrics
-from drm_ingest.pipeline.context import Context
-from drm_ingest.pipeline.decode import Decoder
-from drm_ingest.pipeline.remembered import Remembered
-from drm_ingest.pipeline.steps import Steps
-from drm_ingest.pipeline.user_agent import UserAgents
+from drm_ingest.pipeline.attach.decode import Decoder
+from drm_ingest.pipeline.enrich.context import Context
+from drm_ingest.pipeline.enrich.remembered import Remembered
+from drm_ingest.pipeline.enrich.steps import Steps
+from drm_ingest.pipeline.enrich.user_agent import UserAgents
 from drm_ingest.postgres.rows import Row
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings

@@ -1,7 +1,7 @@
 import orjson
 import pytest
 
-from drm_ingest.pipeline.user_agent import CHARACTERS_MAX, UserAgents
+from drm_ingest.pipeline.enrich.user_agent import CHARACTERS_MAX, UserAgents
 
 
 @pytest.fixture(scope="module")

@@ -28,11 +28,11 @@ from drm_ingest.kafka.reader import Reader
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.kafka.writer import NotAcknowledged, Writer
 from drm_ingest.metrics import Metrics
-from drm_ingest.pipeline.accounts import Accounts
-from drm_ingest.pipeline.bury import Undertaker
-from drm_ingest.pipeline.decode import Decoded, Decoder
-from drm_ingest.pipeline.follow import Followed, OutOfStep
-from drm_ingest.pipeline.keep import Keeper
+from drm_ingest.pipeline.attach.accounts import Accounts
+from drm_ingest.pipeline.attach.bury import Undertaker
+from drm_ingest.pipeline.attach.decode import Decoded, Decoder
+from drm_ingest.pipeline.attach.follow import Followed, OutOfStep
+from drm_ingest.pipeline.attach.keep import Keeper
 from drm_ingest.postgres.events import Batch, EventStore
 from drm_ingest.postgres.pool import PASSING, open_pool
 from drm_ingest.postgres.positions import UNTOUCHED, Fenced, Move, Owner

@@ -18,12 +18,12 @@ from drm_ingest.kafka import dead_letters
 from drm_ingest.kafka.dead_letters import DeadLetter
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.kafka.writer import Delivery, RecordTooLarge, Writer, WriterFull
-from drm_ingest.pipeline.context import Context
-from drm_ingest.pipeline.directory import Contexts
-from drm_ingest.pipeline.ingress import IngressReader, Received, Sent, Unreadable
-from drm_ingest.pipeline.remembered import Remembered
+from drm_ingest.pipeline.enrich.context import Context
+from drm_ingest.pipeline.enrich.directory import Contexts
+from drm_ingest.pipeline.enrich.ingress import IngressReader, Received, Sent, Unreadable
+from drm_ingest.pipeline.enrich.remembered import Remembered
+from drm_ingest.pipeline.enrich.user_agent import UserAgents
 from drm_ingest.pipeline.splice import fragment, splice, without
-from drm_ingest.pipeline.user_agent import UserAgents
 from drm_ingest.schema import UNCLASSIFIED, Schemas
 from drm_ingest.settings import Settings
 

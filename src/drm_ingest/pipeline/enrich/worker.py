@@ -27,10 +27,10 @@ from drm_ingest.kafka.topics import Topics
 from drm_ingest.kafka.writer import Delivery, Writer
 from drm_ingest.metrics import Metrics
 from drm_ingest.outcome import Outcome
-from drm_ingest.pipeline.directory import Contexts, Directory
-from drm_ingest.pipeline.remembered import Remembered
-from drm_ingest.pipeline.steps import Done, Steps
-from drm_ingest.pipeline.user_agent import UserAgents
+from drm_ingest.pipeline.enrich.directory import Contexts, Directory
+from drm_ingest.pipeline.enrich.remembered import Remembered
+from drm_ingest.pipeline.enrich.steps import Done, Steps
+from drm_ingest.pipeline.enrich.user_agent import UserAgents
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 

@@ -21,7 +21,7 @@ import structlog
 
 from drm_ingest.event import SUBJECT_CHARACTERS_MAX
 from drm_ingest.metrics import Metrics
-from drm_ingest.pipeline.context import Context
+from drm_ingest.pipeline.enrich.context import Context
 from drm_ingest.postgres.directory import DirectoryConnection, Row
 from drm_ingest.postgres.pool import PASSING, connect
 from drm_ingest.settings import Settings

@@ -1,0 +1,1 @@
+"""The topics of the families become rows in Postgres, each event exactly once in effect."""
