@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from drm_ingest.metrics import Metrics
-from drm_ingest.pipeline.directory import Directory
+from drm_ingest.pipeline.enrich.directory import Directory
 from drm_ingest.postgres.directory import Row
 from drm_ingest.settings import Settings
 
