@@ -85,6 +85,7 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self._sent_at = 0.0
         self.idle = True
+        self.closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by its methods, not by its class
@@ -122,6 +123,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.idle:
             self._load.lost += 1
+        self.idle, self.closed = False, True
         if not self._done.done():
             self._done.set_result(None)
 
@@ -143,9 +145,11 @@ async def drive(load: Load, port: int) -> None:
                     load._due.append(due)
                 else:
                     free.go(due)
+                    connections.remove(free)  # in turn, since the edge closes a connection that nobody uses
+                    connections.append(free)
             await asyncio.sleep(0.002)
         for _ in range(100):
-            if all(connection.idle for connection in connections):
+            if all(connection.idle or connection.closed for connection in connections):
                 break
             await asyncio.sleep(0.1)
         for transport, _ in made:
