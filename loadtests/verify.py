@@ -1,7 +1,6 @@
 """Hold a ledger against Kafka, Postgres and the metrics: every broken promise is a sentence."""
 
 import asyncio
-import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -226,7 +225,7 @@ def _conflicts(letters: Iterable[ConsumerRecord], subjects: set[str]) -> dict[Id
             and letter.key.decode() in subjects
             and dict(letter.headers)["dead-letter-code"] == b"id_conflict"
         ):
-            event = json.loads(letter.value)
+            event = orjson.loads(letter.value)
             conflicts[letter.key.decode(), event["id"]].add(event["contenthash"])
     return conflicts
 
