@@ -125,6 +125,15 @@ class Attaching:
     def outcomes(self) -> dict[str, float]:
         return self._by("drm_events", "outcome")
 
+    async def counted(self, expected: dict[str, float]) -> None:
+        """Wait until it has counted as many events, and see that these are their outcomes.
+
+        Rows are there for others to see before it counts them.
+        """
+        with contextlib.suppress(TimeoutError):
+            await self.until(lambda: sum(self.outcomes().values()) >= sum(expected.values()))
+        assert self.outcomes() == expected
+
     def codes(self) -> dict[str, float]:
         return self._by("drm_event_codes", "code")
 

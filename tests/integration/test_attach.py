@@ -146,11 +146,11 @@ async def test_a_duplicate_is_stored_once_in_its_batch_or_years_later(attached: 
         await attached.passed()
         await attached.put(first, event("e-3"))
         await attached.until("select exists (select from event where id = 'e-3')")
-        assert worker.outcomes() == {"attached": 3 + 3, "duplicate": 2}
+        await worker.counted({"attached": 3 + 3, "duplicate": 2})
     async with attached.attaching() as worker:  # one that remembers nothing
         await attached.put(first, event("e-4"))
         await attached.until("select exists (select from event where id = 'e-4')")
-        assert worker.outcomes() == {"attached": 1, "duplicate": 1}
+        await worker.counted({"attached": 1, "duplicate": 1})
     counts = await attached.fetch("select id, count(*) from event group by id order by id")
     assert [tuple(row) for row in counts] == [("e-1", 1), ("e-2", 1), ("e-3", 1), ("e-4", 1)]
     assert await attached.value("select events from subject_day where subject = 'meter-1'") == 4
@@ -174,7 +174,7 @@ async def test_of_two_events_with_one_identity_the_first_wins_and_the_second_is_
         if where == "in batches apart":
             await attached.put(second)
         await attached.until("select exists (select from dead_letter)")
-        assert worker.outcomes() == {"attached": 4, "dead_letter": 1}
+        await worker.counted({"attached": 4, "dead_letter": 1})
         assert worker.codes() == {"id_conflict": 1}
     assert await attached.value("select data from event") == '{"temperature": 1}'
     assert await attached.value("select last_data from subject_day where subject = 'meter-1'") == '{"temperature": 1}'
@@ -201,7 +201,7 @@ async def test_a_repeat_of_what_is_stored_is_no_conflict_though_a_conflict_came_
     await attached.put(conflict, first, conflict, event("e-2"))  # read together
     async with attached.attaching() as worker:
         await attached.until("select exists (select from event where id = 'e-2')")
-        assert worker.outcomes() == {"attached": 1, "duplicate": 2, "dead_letter": 1}
+        await worker.counted({"attached": 1, "duplicate": 2, "dead_letter": 1})
     assert await attached.value("select data from event where id = 'e-1'") == '{"temperature": 1}'
 
 
@@ -223,7 +223,7 @@ async def test_rows_that_postgres_refuses_are_dead_letters_and_the_rest_of_their
     await attached.put(*mixed)
     async with attached.attaching() as worker:
         await attached.passed()
-        assert worker.outcomes() == {"attached": 203, "dead_letter": 4}
+        await worker.counted({"attached": 203, "dead_letter": 4})
     assert await attached.value("select count(*) from event") == 200
     assert await attached.value("select events from subject_day where subject = 'meter-1'") == 200
     assert await attached.value("select count(*) from event_identity") == 203
@@ -254,7 +254,7 @@ async def test_records_that_are_not_events_are_dead_letters_and_stop_nothing(att
         await attached.put(event(f"good-{number}"), value, partition=0)
     async with attached.attaching() as worker:
         await attached.passed()
-        assert worker.outcomes() == {"attached": 12 + 3, "dead_letter": 12}
+        await worker.counted({"attached": 12 + 3, "dead_letter": 12})
     assert await attached.value("select count(*) from event") == 12
     letters = sorted(await dead_letters(attached, 12), key=lambda letter: int(letter[1]["offset"]))
     assert [value for value, _ in letters] == values
@@ -268,7 +268,7 @@ async def test_a_record_too_large_for_a_dead_letter_is_cut_and_stops_nothing(att
     await attached.put(event("good-1"), foreign, b"[]", event("good-2"), partition=0)
     async with attached.attaching() as worker:
         await attached.passed()
-        assert worker.outcomes() == {"attached": 2 + 3, "dead_letter": 2}
+        await worker.counted({"attached": 2 + 3, "dead_letter": 2})
     letters = {value for value, _ in await dead_letters(attached, 2)}
     assert letters == {b"[]", foreign[: attached.settings.writer_batch_bytes_max // 2]}
 
@@ -363,7 +363,7 @@ async def test_received_is_the_sum_of_outcomes_and_freshness_has_counted_each_ev
     await attached.put(*sent, *sent[:10], event("e-1", data="2"), b"{")
     async with attached.attaching(attach_batch_records_max=100) as worker:
         await attached.passed()
-        assert worker.outcomes() == {"attached": 503, "duplicate": 10, "dead_letter": 2}
+        await worker.counted({"attached": 503, "duplicate": 10, "dead_letter": 2})
         assert worker.sample("drm_events_received_total") == 515
         assert worker.sample("drm_events_in_flight") == 0
         assert worker.sample("drm_freshness_seconds_count") == 503
