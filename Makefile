@@ -39,7 +39,7 @@ test: install    ## all tests, on a real Kafka and a real Postgres
 
 adversity: install ## the bad day, by name, the long ones too
 	@$(BIN)/python -m drm_ingest.up.fetch
-	$(BIN)/pytest tests/adversity $(ARGS)
+	WRITE_RELIABILITY=1 $(BIN)/pytest tests/adversity $(ARGS)
 
 check: install   ## lint, format, strict types, the import law
 	$(BIN)/ruff check .

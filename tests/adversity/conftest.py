@@ -1,30 +1,74 @@
-"""The whole path as a person runs it (`drm-ingest up`), for tests that hurt it; as `path`."""
+"""The whole path as a person runs it (`drm-ingest up`), for tests that hurt it; as `path`.
+
+What the tests of a row of docs/reliability.md saw is printed at the end, and written there with WRITE_RELIABILITY=1.
+"""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator
 
 import pytest
+from tests.adversity import rows
 from tests.adversity.running import Running
 
 from drm_ingest.up.ports import free_port
 
 READY_WITHIN_S = 120.0
+ROWS: pytest.StashKey[dict[str, rows.Row]] = pytest.StashKey()
+FIGURES: pytest.StashKey[list[str]] = pytest.StashKey()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ROWS] = defaultdict(rows.Row)
+
+
+@pytest.fixture
+def seen(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Return a function that keeps a figure for the row of this test: `seen("back 3.2 s after the broker")`."""
+    figures: list[str] = request.node.stash.setdefault(FIGURES, [])
+    return figures.append
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    for mark in item.iter_markers("row"):
+        row = item.config.stash[ROWS][mark.args[0]]
+        row.seconds += report.duration
+        if report.failed:
+            row.failed.append(item.name)
+        elif call.when == "call":
+            row.passed += report.passed
+            row.figures += item.stash.get(FIGURES, list[str]())
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if found := config.stash[ROWS]:
+        terminalreporter.section("rows of docs/reliability.md")
+        for name in sorted(found, key=[*rows.names(), *found].index):
+            terminalreporter.line(f"{name:<26}{found[name]}")
+        if os.environ.get("WRITE_RELIABILITY"):
+            rows.write(found)
 
 
 @pytest.fixture(scope="session")
-def start_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Running]]:
-    """Return a function that starts a whole path of its own; all end with the session."""
+def start_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Running]]:
+    """Return a function that starts a whole path of its own, with these variables; all end with the session."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start() -> Running:
+    def start(**variables: str) -> Running:
         folder = tmp_path_factory.mktemp("up")
         port = next(port for port in iter(free_port, None) if port < 65_000)
         ready = folder / "ready.json"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DRM_")}
+        environment |= variables
         command = [
             sys.executable, "-m", "drm_ingest", "up", "--data-dir", str(folder / "data"), "--port", str(port),
             "--ready-file", str(ready),
@@ -47,7 +91,7 @@ def start_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], 
 
 
 @pytest.fixture(scope="session")
-def path(start_up: Callable[[], Running]) -> Running:
+def path(start_up: Callable[..., Running]) -> Running:
     """One whole path for all tests that leave it healthy."""
     return start_up()
 

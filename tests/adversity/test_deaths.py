@@ -28,6 +28,7 @@ async def test_the_ledger_is_exact_when_a_process_is_killed_again_and_again_unde
             await path.back(process, path.kill(process))
 
 
+@pytest.mark.row("broker-killed")
 async def test_the_ledger_is_exact_when_kafka_is_killed_and_comes_back_under_load(path: Running, seed: int) -> None:
     async with path.ledger(events=EVENTS, seed=seed) as ledger:
         await asyncio.sleep(1.5)
@@ -36,6 +37,7 @@ async def test_the_ledger_is_exact_when_kafka_is_killed_and_comes_back_under_loa
     assert waited or ledger.resent, "Kafka was gone, and nobody noticed"
 
 
+@pytest.mark.row("postgres-down")
 async def test_the_ledger_is_exact_when_postgres_is_killed_and_comes_back_under_load(path: Running, seed: int) -> None:
     async with path.ledger(events=EVENTS, seed=seed) as ledger:
         await asyncio.sleep(1.5)
