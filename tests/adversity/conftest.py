@@ -45,7 +45,7 @@ def pytest_runtest_makereport(
             row.failed.append(item.name)
         elif call.when == "call":
             row.passed += report.passed
-            row.figures += item.stash.get(FIGURES, list[str]())
+            row.figures += item.stash[FIGURES] if FIGURES in item.stash else []
     return report
 
 
