@@ -38,6 +38,7 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    figures = item.stash.setdefault(FIGURES, [])
     for mark in item.iter_markers("row"):
         row = item.config.stash[ROWS][mark.args[0]]
         row.seconds += report.duration
@@ -45,7 +46,7 @@ def pytest_runtest_makereport(
             row.failed.append(item.name)
         elif call.when == "call":
             row.passed += report.passed
-            row.figures += item.stash[FIGURES] if FIGURES in item.stash else []
+            row.figures += figures
     return report
 
 
