@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check $(shell [ -t 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test unit check schema docs format adversity lock lock-kafka clean
+.PHONY: help install up demo test unit check schema docs format adversity tools lock lock-kafka clean
 
 help:            ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
@@ -37,7 +37,10 @@ test: install    ## all tests, on a real Kafka and a real Postgres
 	@$(BIN)/python -m drm_ingest.up.fetch
 	$(BIN)/pytest -m "not slow" $(ARGS)
 
-adversity: install ## the bad day, by name, the long ones too
+tools: install   ## what the bad day needs of the system: checked, and installed where it can be
+	@$(BIN)/python -m tests.adversity.tools
+
+adversity: install tools ## the bad day, by name, the long ones too
 	@$(BIN)/python -m drm_ingest.up.fetch
 	WRITE_RELIABILITY=1 $(BIN)/pytest tests/adversity $(ARGS)
 
