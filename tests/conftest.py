@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid} is a unit test and may not use {', '.join(sorted(used))}")
 
 
-def run_aside(work: Coroutine[Any, Any, None]) -> None:
+def run_aside(work: Coroutine[Any, Any, object]) -> None:
     """Run a coroutine to its end in a thread with a loop of its own, away from the loop of the tests."""
     with ThreadPoolExecutor(1) as aside:
         aside.submit(asyncio.run, work).result()

@@ -1,4 +1,4 @@
-"""The whole path as a person runs it (`drm-ingest up`), for tests that hurt it; as `path`.
+"""The whole path, for tests that hurt it: as a person runs it (`path`), or part by part (`start_parts`).
 
 What the tests of a row of docs/reliability.md saw is printed at the end, and written there with WRITE_RELIABILITY=1.
 """
@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from tests.adversity import rows
+from tests.adversity.parts import PROCESSES, Parts
 from tests.adversity.running import Running
 
+from drm_ingest.settings import Settings
 from drm_ingest.up.ports import free_port
 
 READY_WITHIN_S = 120.0
@@ -95,6 +98,21 @@ def start_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
 def path(start_up: Callable[..., Running]) -> Running:
     """One whole path for all tests that leave it healthy."""
     return start_up()
+
+
+@pytest.fixture
+def start_parts(tmp_path: Path) -> Iterator[Callable[..., Parts]]:
+    """Return a function that starts the parts, with these settings, on whatever they name; all end with the test."""
+    started: list[Parts] = []
+
+    def start(settings: Settings, processes: Sequence[str] = PROCESSES) -> Parts:
+        started.append(Parts(settings, tmp_path / f"parts-{len(started)}", processes))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for parts in started:
+        parts.end()
 
 
 @pytest.fixture

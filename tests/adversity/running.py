@@ -1,4 +1,4 @@
-"""A running `drm-ingest up` that tests hurt, and the ledger that judges them."""
+"""A whole path that tests hurt, a running `drm-ingest up` for one, and the ledger that judges it."""
 
 import asyncio
 import contextlib
@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +19,13 @@ from loadtests.verify import verify
 from prometheus_client.parser import text_string_to_metric_families
 
 
-@dataclass(frozen=True)
-class Running:
-    """A running `drm-ingest up`."""
-
-    ready_file: Path
+class Whole(ABC):
+    """Every part of the path, however they were started."""
 
     @property
+    @abstractmethod
     def where(self) -> dict[str, Any]:
-        """Its ready file, as it is now."""
-        return dict(json.loads(self.ready_file.read_text()))
+        """Where its parts are now: what the ready file of `drm-ingest up` tells."""
 
     async def samples(self) -> dict[str, dict[str, float]]:
         """The metrics of each process, as `name` or `name{label="value"}`."""
@@ -40,19 +38,6 @@ class Running:
                         labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
                         samples[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
         return found
-
-    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
-        """Send a signal to one of its processes and return the pid it had."""
-        pid = int(self.where["pids"][name])
-        os.kill(pid, number)
-        return pid
-
-    async def back(self, name: str, old_pid: int, within_s: float = 60.0) -> None:
-        """Wait until a process has another pid in the ready file."""
-        deadline = time.monotonic() + within_s
-        while self.where["pids"][name] == old_pid:
-            assert time.monotonic() < deadline, f"{name} did not come back within {within_s} s"
-            await asyncio.sleep(0.1)
 
     @contextlib.asynccontextmanager
     async def ledger(self, *, events: int, seed: int, rate: float = 3000.0) -> AsyncIterator[Ledger]:
@@ -74,7 +59,32 @@ class Running:
             ledger.entries,
             kafka_bootstrap=where["kafka_bootstrap"],
             postgres_dsn=where["postgres_dsn"],
-            prefix="drm",
+            prefix=where.get("topic_prefix", "drm"),
             metrics=where["metrics"],
         )
         assert not findings.counts, f"the ledger is not exact:\n{findings}"
+
+
+@dataclass(frozen=True)
+class Running(Whole):
+    """A running `drm-ingest up`."""
+
+    ready_file: Path
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """Its ready file, as it is now."""
+        return dict(json.loads(self.ready_file.read_text()))
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
+        """Send a signal to one of its processes and return the pid it had."""
+        pid = int(self.where["pids"][name])
+        os.kill(pid, number)
+        return pid
+
+    async def back(self, name: str, old_pid: int, within_s: float = 60.0) -> None:
+        """Wait until a process has another pid in the ready file."""
+        deadline = time.monotonic() + within_s
+        while self.where["pids"][name] == old_pid:
+            assert time.monotonic() < deadline, f"{name} did not come back within {within_s} s"
+            await asyncio.sleep(0.1)

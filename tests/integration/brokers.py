@@ -1,6 +1,8 @@
-"""Brokers that some tests need: a second one beside the first, and one that asks for TLS and a password."""
+"""Brokers that some tests need: a second one beside the first, one that asks for TLS and a password; and the blow."""
 
+import asyncio
 import shutil
+import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +29,24 @@ def format_anew(broker: Kafka, *arguments: str) -> None:
 def cluster_id(broker: Kafka) -> str:
     written = (broker.directory / "data" / "meta.properties").read_text().splitlines()
     return next(line.partition("=")[2] for line in written if line.startswith("cluster.id="))
+
+
+async def strike(broker: Kafka, what: signal.Signals) -> None:
+    """Freeze or kill it, and wait until none of its threads runs any more: under load some go on for a moment."""
+    pid = broker.pid
+    broker.signal(what)
+
+    def runs() -> bool:
+        try:
+            states = [
+                task.read_text().rpartition(")")[2].split()[0] for task in Path(f"/proc/{pid}/task").glob("*/stat")
+            ]
+        except (FileNotFoundError, ProcessLookupError):
+            return True  # a thread ended meanwhile: look again
+        return any(state not in "TZX" for state in states)
+
+    while runs():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
 
 
 class SecondBroker(Kafka):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from tests.integration.brokers import SecondBroker
+from tests.integration.brokers import SecondBroker, strike
 
 from drm_ingest.kafka.connection import KafkaUnreachable
 from drm_ingest.kafka.topics import Topics, create
@@ -88,24 +88,6 @@ async def topic(settings: Settings) -> str:
 
 def with_broker(settings: Settings, bootstrap: str) -> Settings:
     return settings.model_copy(update={"kafka_bootstrap": bootstrap})
-
-
-async def strike(broker: Kafka, what: signal.Signals) -> None:
-    """Freeze or kill it, and wait until none of its threads runs any more: under load some go on for a moment."""
-    pid = broker.pid
-    broker.signal(what)
-
-    def runs() -> bool:
-        try:
-            states = [
-                task.read_text().rpartition(")")[2].split()[0] for task in Path(f"/proc/{pid}/task").glob("*/stat")
-            ]
-        except (FileNotFoundError, ProcessLookupError):
-            return True  # a thread ended meanwhile: look again
-        return any(state not in "TZX" for state in states)
-
-    while runs():  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
 
 
 # -- good days ----------------------------------------------------------------------------------------------------

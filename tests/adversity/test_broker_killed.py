@@ -1,0 +1,87 @@
+"""A broker is killed, or frozen: 503 in time, nothing more, and everything by itself when it is back."""
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+from tests.adversity.parts import Parts
+from tests.adversity.posting import posting, slowest_s, statuses
+from tests.conftest import make_settings
+from tests.integration.brokers import strike
+
+from drm_ingest.settings import Settings
+from drm_ingest.up.kafka import Kafka
+
+RECOVERY_S = 10.0
+MEMORY_MB = 64.0
+DEADLINE_SLACK_S = 1.0
+
+Seen = Callable[[str], None]
+
+
+def quick(settings: Settings) -> Settings:
+    """A deadline that passes within the shorter outages."""
+    return settings.model_copy(update={"produce_deadline_s": 2, "produce_request_timeout_s": 1})
+
+
+async def end_of(kafka: Kafka, what: signal.Signals, gone_s: float, parts: Parts) -> tuple[float, float]:
+    """Let the broker be gone for that long; return when it was back, and what memory the edge took meanwhile."""
+    before = most = parts.memory_mb("edge")
+    await strike(kafka, what)
+    until = time.monotonic() + gone_s
+    while time.monotonic() < until:
+        await asyncio.sleep(0.2)
+        most = max(most, parts.memory_mb("edge"))
+    if what is signal.SIGKILL:
+        await asyncio.to_thread(kafka.start)
+    else:
+        kafka.signal(signal.SIGCONT)
+    return time.monotonic(), most - before
+
+
+@pytest.mark.row("broker-killed")
+@pytest.mark.parametrize(
+    ("what", "gone_s"),
+    [
+        (signal.SIGKILL, 5),
+        (signal.SIGSTOP, 5),
+        pytest.param(signal.SIGKILL, 60, marks=[pytest.mark.slow, pytest.mark.timeout(400)]),
+        pytest.param(signal.SIGSTOP, 30, marks=[pytest.mark.slow, pytest.mark.timeout(400)]),
+    ],
+)
+async def test_all_is_answered_503_in_time_while_the_broker_is_gone_and_goes_on_by_itself_when_it_is_back(
+    private_kafka: Callable[[], Kafka],
+    database: str,
+    start_parts: Callable[[Settings], Parts],
+    seed: int,
+    seen: Seen,
+    what: signal.Signals,
+    gone_s: float,
+) -> None:
+    kafka = await asyncio.to_thread(private_kafka)
+    settings = make_settings(kafka, database)
+    settings = quick(settings) if gone_s < 10 else settings
+    parts = await asyncio.to_thread(start_parts, settings)
+    async with parts.ledger(events=8000, seed=seed, rate=2000) as ledger, posting(parts) as posts:
+        await posts.acknowledged(time.monotonic(), 10)
+        await asyncio.sleep(1.5)
+        gone_at = time.monotonic()
+        back_at, grown_mb = await end_of(kafka, what, gone_s, parts)
+        gone = posts.within(gone_at + 0.1, gone_at + gone_s)
+        recovered_s = (await posts.acknowledged(back_at, 60)).answered_at - back_at
+        workers_s = [await parts.ready(worker) + recovered_s for worker in ("enrich", "attach")]
+        await asyncio.sleep(1)
+    await posts.check_stored()
+
+    seen(
+        f"{what.name} {gone_s} s: {len(gone)} posts answered {dict(statuses(gone))}, the slowest after "
+        f"{slowest_s(posts.all):.1f} s; edge back {recovered_s:.1f} s after the broker, workers {max(workers_s):.1f} s, "
+        f"+{grown_mb:.0f} MB"
+    )
+    assert set(statuses(gone)) == {503}
+    assert slowest_s(posts.all) < settings.produce_deadline_s + DEADLINE_SLACK_S
+    assert recovered_s < RECOVERY_S
+    assert grown_mb < MEMORY_MB
+    assert ledger.resent
