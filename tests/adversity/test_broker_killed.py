@@ -76,9 +76,9 @@ async def test_all_is_answered_503_in_time_while_the_broker_is_gone_and_goes_on_
     await posts.check_stored()
 
     seen(
-        f"{what.name} {gone_s} s: {len(gone)} posts answered {dict(statuses(gone))}, the slowest after "
-        f"{slowest_s(posts.all):.1f} s; edge back {recovered_s:.1f} s after the broker, workers {max(workers_s):.1f} s, "
-        f"+{grown_mb:.0f} MB"
+        f"{what.name} {gone_s} s: {len(gone)} posts answered {dict(statuses(gone))}, "
+        f"the slowest after {slowest_s(posts.all):.1f} s; back after the broker: edge {recovered_s:.1f} s, "
+        f"workers {max(workers_s):.1f} s; +{grown_mb:.0f} MB"
     )
     assert set(statuses(gone)) == {503}
     assert slowest_s(posts.all) < settings.produce_deadline_s + DEADLINE_SLACK_S
