@@ -7,8 +7,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
 
-from drm_ingest.edge.examine import examine, refuse_too_deep, refuse_unstorable
 from drm_ingest.errors import Rejected
+from drm_ingest.examine import examine, refuse_too_deep, refuse_unstorable
 
 digits = st.text("0123456789", min_size=1, max_size=25).map(lambda text: text.lstrip("0") or "0")
 numbers = st.tuples(

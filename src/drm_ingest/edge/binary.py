@@ -7,9 +7,9 @@ from urllib.parse import unquote_to_bytes
 import orjson
 
 from drm_ingest.edge.check import check_extension, invalid
-from drm_ingest.edge.examine import reason
 from drm_ingest.edge.split import WHITE
 from drm_ingest.errors import EventCode, Refusal, Rejected
+from drm_ingest.examine import reason
 
 _quoted = re.compile(r'"((?:[^"\\]|\\.)*)"').fullmatch
 _escapes = re.compile(r"\\(.)").sub

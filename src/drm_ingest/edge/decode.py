@@ -12,7 +12,6 @@ import orjson
 from msgspec import UNSET, Meta, UnsetType
 
 from drm_ingest.edge.check import OTHER_CHARACTERS_MAX, check_attributes
-from drm_ingest.edge.examine import reason
 from drm_ingest.errors import EventCode, Rejected
 from drm_ingest.event import (
     ID_CHARACTERS_MAX,
@@ -21,6 +20,7 @@ from drm_ingest.event import (
     TYPE_CHARACTERS_MAX,
     Envelope,
 )
+from drm_ingest.examine import reason
 
 _Other = Annotated[str, Meta(min_length=1, max_length=OTHER_CHARACTERS_MAX)]
 

@@ -17,7 +17,6 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from drm_ingest.edge.check import check_party, own_subject
 from drm_ingest.edge.credentials import Credential
 from drm_ingest.edge.decode import decode
-from drm_ingest.edge.examine import id_of, odd, reason, refuse_too_deep, refuse_unreadable, refuse_unstorable
 from drm_ingest.errors import EventCode, Rejected
 from drm_ingest.event import (
     HEADER_ASSIGNED,
@@ -32,6 +31,7 @@ from drm_ingest.event import (
     occurred_at,
     parse_time,
 )
+from drm_ingest.examine import id_of, odd, reason, refuse_too_deep, refuse_unreadable, refuse_unstorable
 from drm_ingest.schema import Schema, Schemas, UnknownVersion
 from drm_ingest.settings import Settings
 
