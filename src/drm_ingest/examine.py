@@ -6,6 +6,7 @@ Python's own JSON decoder does it, because it can be asked about every number an
 import json
 import math
 import re
+from itertools import accumulate
 
 import orjson
 
@@ -25,8 +26,12 @@ _odd_numbers = re.compile(
     rb"|(-?(?=[\d.]{19})\d{1,20}\.\d{1,20})(?=[\s,\]}])"  # a double with all its digits: many, and nothing wrong
     rb"|-?[\d.]{19}|-?[\d.]+[eE](?:[+-]\d{3}|\d{5}))"
 ).finditer
-_strings = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL).sub
-_BRACES, _NO_BRACKETS = bytes.maketrans(b"[]", b"{}"), bytes(set(range(256)) - set(b"[]{}"))
+# One without an end goes to the end of the text: or each of its escaped quotes would be tried as the begin of another.
+_strings = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL).sub
+_STEPS, _NO_BRACKETS = bytes.maketrans(b"[{]}", b"\1\1\xff\xff"), bytes(set(range(256)) - set(b"[]{}"))
+_INNERMOST = b"\1\xff"  # signed bytes: one level down, one up
+_SHALLOW = 3
+_BRACKETS_AT_ONCE = 4096
 _nul = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000").search
 
 
@@ -75,20 +80,19 @@ def refuse_too_deep(value: bytes, depth_max: int) -> None:
     Raises:
         Rejected: too_deep, or why the event cannot be read at all.
     """
-    brackets = _strings(b"", value).translate(_BRACES, _NO_BRACKETS)
-    for _ in range(depth_max):
-        brackets = brackets.replace(b"{}", b"")  # the innermost level of all there is
-        if not brackets:
-            return
-    try:
-        level = [orjson.loads(value)]
-    except orjson.JSONDecodeError as error:
-        raise reason(value, error) from None
-    for _ in range(depth_max):
-        children = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
-        level = [child for child in children if isinstance(child, (dict, list))]
-        if not level:
-            return
+    brackets = _strings(b"", value).translate(_STEPS, _NO_BRACKETS)
+    shallow = min(_SHALLOW, depth_max)
+    for _ in range(shallow):
+        brackets = brackets.replace(_INNERMOST, b"")  # the innermost level of all there is: few brackets outlive that
+    deepest = depth = 0
+    for at in range(0, len(brackets), _BRACKETS_AT_ONCE):
+        depths = [*accumulate(memoryview(brackets)[at : at + _BRACKETS_AT_ONCE].cast("b"), initial=depth)]
+        deepest, depth = max(deepest, *depths), depths[-1]
+        if deepest + shallow > depth_max:
+            break
+    else:
+        return
+    refuse_unreadable(value)
     raise Rejected(EventCode.TOO_DEEP, detail=f"Nest at most {depth_max} levels, the event itself included.")
 
 

@@ -1,15 +1,18 @@
 """Compressed bodies: in parts, truncated, of a wrong kind, and far larger than they look."""
 
+import contextlib
 import gc
 import gzip
+import itertools
 import sys
+import time
 import tracemalloc
 import zlib
 from collections.abc import Callable
 
 import pytest
 
-from drm_ingest.edge.decompress import decompress
+from drm_ingest.edge.decompress import decompress, decompressing
 from drm_ingest.errors import Refusal
 from drm_ingest.settings import Settings
 
@@ -75,6 +78,36 @@ def test_a_checksum_that_does_not_fit_is_refused() -> None:
     spoilt = bytearray(gzip.compress(b"[]"))
     spoilt[-8] ^= 0xFF
     assert code(b"gzip", bytes(spoilt)) == "malformed_encoding"
+
+
+@BOTH
+@pytest.mark.parametrize("size", [MiB - 1, MiB, MiB + 1, 2 * MiB])
+def test_what_ends_where_a_part_of_it_ends_is_whole(encoding: bytes, compress: Compress, size: int) -> None:
+    for body in (b"\0" * size, bytes(range(256)) * (size // 256)):
+        assert decompress(encoding, compress(body), SETTINGS) == body
+        rest = 2 * MiB - len(body)
+        assert decompress(encoding, compress(body) + compress(b"x" * rest), SETTINGS) == body + b"x" * rest
+
+
+@BOTH
+def test_the_work_is_cut_in_slices_that_are_short(encoding: bytes, compress: Compress) -> None:
+    settings = Settings()
+    most = settings.request_decompressed_bytes_max
+    bodies = {
+        "one large member": compress(b" " * most),
+        "members of nothing": compress(b"") * settings.request_compressed_members_max,
+        "a bomb": compress(b"\0" * 2 * most),
+    }
+    for name, body in bodies.items():
+        slices, times = decompressing(encoding, body, settings), [time.process_time()]
+        with contextlib.suppress(StopIteration, Refusal):
+            while True:
+                next(slices)
+                times.append(time.process_time())
+        assert len(times) >= 8, name
+        assert max(later - before for before, later in itertools.pairwise(times)) < 0.1, (
+            name
+        )  # 10 ms on a quiet machine
 
 
 @BOTH

@@ -1,6 +1,7 @@
 """The quick looks at an event say what the slow one says."""
 
 import json
+import time
 from typing import Any
 
 import hypothesis.strategies as st
@@ -55,6 +56,22 @@ def test_nesting_is_counted_outside_of_texts(data: Any, depth_max: int) -> None:
     else:
         with pytest.raises(Rejected):
             refuse_too_deep(value, depth_max)
+
+
+def test_a_text_without_an_end_is_looked_at_once() -> None:
+    value = b"[" * 70 + b'"' + b'\\"' * 120_000
+    started = time.process_time()
+    with pytest.raises(Rejected, match="malformed_event"):
+        refuse_too_deep(value, 64)
+    assert time.process_time() - started < 1  # looking on from each quote took minutes
+
+
+@pytest.mark.parametrize("brackets", [b"[" * 100_000 + b"]" * 100_000, b"[" * 200_000, b"[[],[]," * 40_000])
+def test_levels_are_counted_as_fast_as_an_event_is_read(brackets: bytes) -> None:
+    started = time.process_time()
+    with pytest.raises(Rejected):
+        refuse_too_deep(brackets, 64)
+    assert time.process_time() - started < 0.1
 
 
 def depth(data: Any) -> int:

@@ -1,8 +1,11 @@
-"""Decompress a body, counting while it grows: a bomb costs at most the limit, whatever it claims to hold."""
+"""Decompress a body, counting while it grows: a bomb costs at most the limit, whatever it claims to hold.
+
+It goes in slices, so that other connections are served between them.
+"""
 
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 from drm_ingest.errors import Refusal
 from drm_ingest.settings import Settings
@@ -20,10 +23,23 @@ _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 COMPRESSED = (_GZIP_MAGIC, _ZSTD_MAGIC)
 """How a compressed body begins, and JSON never does."""
 _CHUNK_BYTES = 16 * 1024  # what follows the end of a member is copied back, so it must stay small
+_PART_BYTES = 1024 * 1024  # of the output at a time; 16 KiB of zeros alone make 16 MiB of gzip, and any size of zstd
+_SLICE_COST = 4 * 1024 * 1024  # bytes of output: some 10 ms
+_MEMBER_COST = 8 * 1024  # what beginning one costs, in bytes of output
 
 
 def decompress(content_encoding: bytes, body: bytes, settings: Settings) -> bytes:
-    """Return the body itself.
+    """Return the body itself, in one go; what it raises is told at `decompressing`."""
+    slices = decompressing(content_encoding, body, settings)
+    try:
+        while True:
+            next(slices)
+    except StopIteration as done:
+        return bytes(done.value)
+
+
+def decompressing(content_encoding: bytes, body: bytes, settings: Settings) -> Generator[None, None, bytes]:
+    """Return the body itself; yield after each slice of the work, of some 10 ms.
 
     Raises:
         Refusal: unsupported_encoding, malformed_encoding, decompressed_too_large.
@@ -41,8 +57,10 @@ def decompress(content_encoding: bytes, body: bytes, settings: Settings) -> byte
     try:
         for _ in range(settings.request_compressed_members_max):
             if not rest:
-                return b"".join(output.parts)
-            rest = read_member(rest, output)
+                return output.whole()
+            rest = yield from read_member(rest, output)
+            if output.slice_is_over(_MEMBER_COST):
+                yield
     except (zlib.error, zstd.ZstdError) as error:
         raise Refusal("malformed_encoding", f"The body is not {encodings[0].decode()}: {error}.") from None
     most = settings.request_compressed_members_max
@@ -64,36 +82,63 @@ class _Output:
     """What has been decompressed so far."""
 
     def __init__(self, bytes_max: int) -> None:
-        self.parts: list[bytes] = []
+        self._parts: list[bytes] = []
         self._bytes_max = self._left = bytes_max
+        self._slice_cost = 0
+        self.more_may_come = False
+        """The last part ended where it had to, so there may be more of the same chunk."""
 
-    def grow(self, decompress_: Callable[[bytes | memoryview, int], bytes], chunk: bytes | memoryview) -> None:
-        """Add what a chunk decompresses to, stopping one byte beyond the limit."""
-        part = decompress_(chunk, self._left + 1)
+    def grow(self, decompress_: Callable[[bytes | memoryview, int], bytes], chunk: bytes | memoryview) -> bool:
+        """Add the next part of what a chunk decompresses to; return whether the slice is over.
+
+        Raises:
+            Refusal: decompressed_too_large, one byte beyond the limit.
+        """
+        most = min(self._left + 1, _PART_BYTES)
+        part = decompress_(chunk, most)
+        self.more_may_come = len(part) == most
         self._left -= len(part)
         if self._left < 0:
             raise too_large_decompressed(self._bytes_max)
-        self.parts.append(part)
+        if part:
+            self._parts.append(part)
+        return self.slice_is_over(len(part))
+
+    def slice_is_over(self, cost: int) -> bool:
+        """Count work; return whether it is time to let others work."""
+        self._slice_cost += cost
+        if self._slice_cost < _SLICE_COST:
+            return False
+        self._slice_cost = 0
+        return True
+
+    def whole(self) -> bytes:
+        """Return all of it, and let go of it."""
+        parts, self._parts = self._parts, []
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _gzip_member(rest: memoryview, output: _Output) -> memoryview:
+def _gzip_member(rest: memoryview, output: _Output) -> Generator[None, None, memoryview]:
     """Decompress one member; return what follows it."""
     stream = zlib.decompressobj(_GZIP)
     while not stream.eof:
-        chunk = _next_chunk(rest)
-        output.grow(stream.decompress, chunk)
-        rest = rest[len(chunk) - len(stream.unconsumed_tail) - len(stream.unused_data) :]
+        chunk = rest[:0] if output.more_may_come and not rest else _next_chunk(rest)
+        if output.grow(stream.decompress, chunk):
+            yield
+        left = stream.unused_data if stream.eof else stream.unconsumed_tail  # at the end both may be the same bytes
+        rest = rest[len(chunk) - len(left) :]
     return rest
 
 
-def _zstd_frame(rest: memoryview, output: _Output) -> memoryview:
+def _zstd_frame(rest: memoryview, output: _Output) -> Generator[None, None, memoryview]:
     """Decompress one frame; return what follows it."""
     stream = zstd.ZstdDecompressor(options=_ZSTD)
     fed = 0
     while not stream.eof:
         chunk = _next_chunk(rest[fed:]) if stream.needs_input else b""
         fed += len(chunk)
-        output.grow(stream.decompress, chunk)
+        if output.grow(stream.decompress, chunk):
+            yield
     return rest[fed - len(stream.unused_data) :]
 
 
