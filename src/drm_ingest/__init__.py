@@ -62,6 +62,7 @@ bound, `access.py` asks who it is and lends it a connection, `problems.py` answe
 `__main__.py` is the command line: the command picks the process. Every bound of every process is in `settings.py`.
 Each event that a process receives ends with exactly one outcome (`outcome.py`), the label of its metric
 (`metrics.py`); `health.py` tells whether the process could do its work, `logs.py` how it writes what it sees,
-`examples.py` whether schemas and the examples beside them agree. `doctor.py` looks at everything, through
+`examples.py` whether schemas and the examples beside them agree, and `silence.py` ends a connection that has fallen
+silent. `doctor.py` looks at everything, through
 `kafka/probe.py` and `postgres/probe.py`, and says what to do.
 """

@@ -23,6 +23,7 @@ SOURCE_CHARACTERS_MAX = 300
 TYPE_CHARACTERS_MAX = 200
 PARTY_PREFIX = "party:"
 _DEVICE_SOURCE = "/devices/"
+_leap = re.compile(r"(.{16}):60(?:\.[0-9]+)?(Z|z|[+-][0-9]{2}:[0-9]{2})").fullmatch
 _unreserved = re.compile(r"[A-Za-z0-9_.~-]*").fullmatch
 
 HEADER_RECEIPT = "receipt"
@@ -145,7 +146,7 @@ def identity_source(subject: str, source: str | None) -> str:
 
 
 def parse_time(text: str) -> datetime:
-    """Return an RFC 3339 time with its offset.
+    """Return an RFC 3339 time with its offset; a leap second (`:60`) is the last microsecond before it.
 
     Raises:
         ValueError: it is not one, has no offset, or lies in year 1: an unset clock, and no such time in UTC everywhere.
@@ -154,12 +155,29 @@ def parse_time(text: str) -> datetime:
     try:
         time = msgspec.convert(text, datetime)
     except msgspec.ValidationError as error:
-        raise ValueError("is not an RFC 3339 time") from error
+        if (leap := _leap_second(text)) is None:
+            raise ValueError("is not an RFC 3339 time") from error
+        time = leap
     if time.tzinfo is None:
         raise ValueError("has no offset from UTC")
     if time.year == 1:
         raise ValueError("lies in year 1, as on a clock that was never set")
     return time
+
+
+def _leap_second(text: str) -> datetime | None:
+    """Return the last microsecond before a leap second: no calendar here has one, and what follows must not be passed.
+
+    They stand at the end of a month, in UTC (RFC 3339, 5.7).
+    """
+    if (found := _leap(text)) is None:
+        return None
+    try:
+        time = msgspec.convert(f"{found[1]}:59.999999{found[2]}", datetime)
+        next_second = time.astimezone(UTC) + timedelta(microseconds=1)
+    except (msgspec.ValidationError, OverflowError):
+        return None
+    return time if (next_second.day, next_second.hour, next_second.minute) == (1, 0, 0) else None
 
 
 def occurred_at(

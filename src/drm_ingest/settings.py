@@ -76,6 +76,11 @@ class Settings(BaseSettings):
     postgres_statement_timeout_s: Seconds = Field(30.0, description="one statement")
     postgres_lock_timeout_s: Seconds = Field(5.0, description="waiting for a lock")
 
+    # -- the network between ----------------------------------------------------------------------------------
+    connection_silent_max_s: Annotated[float, Field(ge=1, le=3600)] = Field(
+        10.0, description="a connection to Kafka or Postgres whose other end acknowledges nothing for longer is closed"
+    )
+
     # -- where each listens -------------------------------------------------------------------------------------
     edge_host: str = Field("127.0.0.1", description="where the edge listens; 0.0.0.0 for all addresses")
     edge_port: Port = Field(8080, description="events, health and metrics of the edge")

@@ -42,6 +42,11 @@ async def put(pool: Pool, *times: datetime, recorded_at: datetime = NOW) -> None
     )
 
 
+async def receive(pool: Pool, now: datetime) -> None:
+    """Put events into this month and the one before, as where devices send all the time."""
+    await put(pool, now, now - timedelta(days=31), recorded_at=now)
+
+
 async def where(pool: Pool) -> list[tuple[str, int]]:
     rows = await pool.fetch("select tableoid::regclass::text as part, count(*) as n from event group by 1 order by 1")
     return [(row["part"], row["n"]) for row in rows]
@@ -68,21 +73,53 @@ async def test_a_month_is_dropped_when_all_of_it_is_past_keeping_and_not_before(
         await kept(pool, now)
     await put(pool, NOW)
     first_of_january = datetime(2027, 1, 1, tzinfo=UTC)
-    did = await kept(pool, first_of_january + timedelta(days=YEARS) - timedelta(seconds=1))
-    assert did.dropped == []
-    assert await pool.fetchval("select count(*) from event") == 1
-    did = await kept(pool, first_of_january + timedelta(days=YEARS))
-    assert did.dropped == ["event_2026_12"]
-    assert await pool.fetchval("select count(*) from event") == 0
+    last = first_of_january + timedelta(days=YEARS)
+    await receive(pool, last)
+    did = await kept(pool, last - timedelta(seconds=1))
+    assert (did.dropped, did.spared) == ([], [])
+    assert await pool.fetchval("select count(*) from event") == 3
+    did = await kept(pool, last)
+    assert (did.dropped, did.spared) == (["event_2026_12"], [])
+    assert await pool.fetchval("select count(*) from event") == 2
 
 
 async def test_what_came_late_is_kept_as_long_as_the_rest_from_when_it_was_recorded(pool: Pool) -> None:
     long_ago = NOW - timedelta(days=3000)
     await put(pool, long_ago)
     await put(pool, long_ago - timedelta(days=1), recorded_at=long_ago)
+    await receive(pool, NOW)
     assert (await kept(pool)).deleted == 1
-    assert await where(pool) == [("event_default", 1)]
-    assert (await kept(pool, NOW + timedelta(days=YEARS, seconds=1))).deleted == 1
+    assert ("event_default", 1) in await where(pool)
+    later = NOW + timedelta(days=YEARS, seconds=1)
+    await receive(pool, later)
+    assert (await kept(pool, later)).deleted == 1
+
+
+async def test_a_clock_that_is_ten_years_ahead_drops_nothing_and_retention_goes_on_when_it_is_right(pool: Pool) -> None:
+    await receive(pool, NOW)
+    assert await kept(pool) == Kept(["event_2026_12", "event_2027_01", "event_2027_02", "event_2026_11"], [], [], 0)
+    ahead = NOW + timedelta(days=3653)
+    did = await kept(pool, ahead)
+    assert (did.dropped, did.deleted) == ([], 0)
+    assert did.spared == ["event_2026_11", "event_2026_12", "event_2027_01", "event_2027_02"]
+    await put(pool, ahead, ahead, recorded_at=ahead)  # the edge's clock too, and what is received then
+    did = await kept(pool, ahead + timedelta(hours=1))
+    assert (did.dropped, did.deleted) == ([], 0)
+    assert sum(count for _, count in await where(pool)) == 4
+    right = NOW + timedelta(days=YEARS)
+    await receive(pool, right)
+    assert (await kept(pool, right)).dropped == ["event_2026_11"]
+
+
+async def test_after_a_pause_of_years_retention_goes_on_with_the_second_month(pool: Pool) -> None:
+    await receive(pool, NOW)
+    await kept(pool)
+    later = NOW + timedelta(days=3 * YEARS)
+    await put(pool, later, recorded_at=later)
+    assert (await kept(pool, later)).dropped == []
+    later += timedelta(days=31)
+    await put(pool, later, recorded_at=later)
+    assert (await kept(pool, later)).dropped == ["event_2026_11", "event_2026_12", "event_2027_01", "event_2027_02"]
 
 
 async def test_one_keeper_at_a_time(pool: Pool, other: asyncpg.Connection) -> None:

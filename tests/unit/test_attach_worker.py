@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ class Consumer:
     """Gives the only member of its group the only partition, and what is in it."""
 
     def __init__(self, **_: Any) -> None:
+        self._client = SimpleNamespace(_get_conn=None)  # it connects to nobody
         self._at = 0
         self._paused: set[TopicPartition] = set()
         self._given = False

@@ -61,7 +61,9 @@ events = st.fixed_dictionaries(
         "id": texts | st.none(),
         "subject": subjects | st.none(),
         "source": sources | st.none(),
-        "time": times | st.none() | st.sampled_from(["2026-11-22t10:00:00z", "2026-11-22T23:59:60Z"]),
+        "time": times
+        | st.none()
+        | st.sampled_from(["2026-11-22t10:00:00z", "2016-12-31T23:59:60Z", "2026-11-22T23:59:60Z"]),
         "specversion": st.just("1.0"),
         "sequence": texts | st.none(),
         "own": texts | st.integers() | st.none(),

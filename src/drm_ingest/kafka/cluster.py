@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaError
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import TopicPartition
 
-from drm_ingest.kafka.connection import KafkaUnreachable, security
+from drm_ingest.kafka.connection import KafkaUnreachable, end_silence, security
 from drm_ingest.kafka.produce import BrokerConnection
 from drm_ingest.settings import Settings
 
@@ -105,6 +105,7 @@ class Cluster:
         opened = BrokerConnection(host, port, request_timeout_ms=round(timeout_s * 1000), **self._security)
         async with asyncio.timeout(timeout_s):  # aiokafka's own counts anew for each step of connecting
             await opened.connect()
+        end_silence(opened, self._settings)
         return opened
 
     def _ask_another(self) -> None:

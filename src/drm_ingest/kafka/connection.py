@@ -3,8 +3,11 @@
 import ssl
 from typing import Any
 
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaConnectionError
 
+from drm_ingest import silence
 from drm_ingest.settings import Settings
 
 CLIENT_ID = "drm-ingest"
@@ -47,6 +50,25 @@ def security(settings: Settings) -> dict[str, Any]:
             "sasl_plain_password": password.get_secret_value() if password else None,
         }
     return arguments
+
+
+def end_silence(opened: AIOKafkaConnection, settings: Settings) -> None:
+    """Let this connection end when the broker acknowledges nothing for `connection_silent_max_s`."""
+    if opened.connected():
+        silence.end_silence(opened._writer.transport, settings.connection_silent_max_s)
+
+
+def end_silences(client: AIOKafkaClient, settings: Settings) -> None:
+    """Do so with every connection that one of aiokafka's clients makes from now on; it has no place for it."""
+    get = client._get_conn
+
+    async def get_ending(*arguments: Any, **named: Any) -> AIOKafkaConnection | None:
+        got: AIOKafkaConnection | None = await get(*arguments, **named)
+        if got is not None:
+            end_silence(got, settings)
+        return got
+
+    client._get_conn = get_ending
 
 
 def _tls(settings: Settings) -> ssl.SSLContext:

@@ -16,7 +16,7 @@ from aiokafka.errors import (
     OffsetOutOfRangeError,
 )
 
-from drm_ingest.kafka.connection import KafkaUnreachable, connection
+from drm_ingest.kafka.connection import KafkaUnreachable, connection, end_silences
 from drm_ingest.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -90,6 +90,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             fetch_max_bytes=FETCH_BYTES_MAX,
             max_partition_fetch_bytes=PARTITION_FETCH_BYTES_MAX,
         )
+        end_silences(self._consumer._client, settings)
         try:
             await self._consumer.start()
         except (KafkaConnectionError, OSError) as error:

@@ -3,17 +3,21 @@
 Rows outside every month lie in `event_default`: what happened longer ago than is kept, and what came while no keeper
 ran. Making a month takes its rows from there. What came late, though longer ago than is kept, is kept as long as the
 rest from when it was recorded.
+
+A clock that is years ahead must not drop what is kept: nothing is old by the clock alone, but only beside newer events.
 """
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
 LOCK_KEY = 0x64726D_6B656570  # "drm" "keep": the advisory lock of the one keeper at work
 DELETED_AT_ONCE_MAX = 10_000
+PAUSE_MAX = timedelta(days=366)  # without events; a month after a longer one tells the time once another month follows
+_NEVER = datetime(1, 1, 1, tzinfo=UTC)
 _TOO_BUSY = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError)  # the time-outs of a lock and of a statement
 _NAME = re.compile(r"event_(\d{4})_(\d{2})")
 
@@ -45,12 +49,16 @@ class Kept:
     dropped: list[str]
     busy: list[str]  # left for the next round: a lock did not come free, or there was too much to do
     deleted: int
+    spared: list[str] = field(default_factory=list)  # past keeping by the clock, and no events are as new as that
 
 
 async def keep(
     pool: asyncpg.Pool, now: datetime, *, months_ahead: int, retention_days: int, month_timeout_s: float = 600.0
 ) -> Kept | None:
     """Make and drop what is due; None where another keeper is at work.
+
+    `now` is the time by the clock of Postgres, which all keepers share. What is dropped is older than kept by that and
+    by the newest events too.
 
     `month_timeout_s` is for making one month, and not that of other statements: one that is given up is given up at
     each round, while what belongs to it grows.
@@ -93,9 +101,14 @@ async def _keep(
     await make(wanted)
     strays = await connection.fetch(_MONTHS_IN_DEFAULT, _next_month(_first_of_month(oldest)), wanted[0])
     await make(month for (month,) in strays)
-    for name in sorted(there):
-        month = _month_of(name)
-        if month is not None and _next_month(month) <= oldest:
+    months = {name: month for name in sorted(there.union(made)) if (month := _month_of(name)) is not None}
+    newest = await _newest(connection, months)
+    oldest_by_events = min(oldest, newest - timedelta(days=retention_days)) if newest else _NEVER
+    spared: list[str] = []
+    for name, month in months.items():
+        if oldest_by_events < _next_month(month) <= oldest:
+            spared.append(name)
+        elif _next_month(month) <= oldest_by_events:
             try:
                 await connection.execute(f"drop table {name}")
                 dropped.append(name)
@@ -103,10 +116,24 @@ async def _keep(
                 busy.append(name)
     deleted = 0
     while True:
-        done = int((await connection.execute(_DELETE_OLD, oldest, DELETED_AT_ONCE_MAX)).split()[1])
+        done = int((await connection.execute(_DELETE_OLD, oldest_by_events, DELETED_AT_ONCE_MAX)).split()[1])
         deleted += done
         if done < DELETED_AT_ONCE_MAX:
-            return Kept(made, dropped, busy, deleted)
+            return Kept(made, dropped, busy, deleted, spared)
+
+
+async def _newest(connection: asyncpg.Connection, months: Mapping[str, datetime]) -> datetime | None:
+    """Return the end of the newest month with events that another such month came before, at most a year earlier.
+
+    Events of a single month may have their time from a clock that is wrong by years.
+    """
+    newest: datetime | None = None
+    for name, month in sorted(months.items(), reverse=True):
+        if await connection.fetchval(f"select exists (select from {name})"):
+            if newest is not None and newest - month <= PAUSE_MAX:
+                return _next_month(newest)
+            newest = month
+    return None
 
 
 async def _make(connection: asyncpg.Connection, name: str, month: datetime, timeout_s: float) -> None:

@@ -5,12 +5,14 @@ sender's bytes, and `serve` hands the text on); times are aware `datetime`, iden
 """
 
 import asyncio
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import asyncpg
 from asyncpg.pool import PoolAcquireContext
 
+from drm_ingest import silence
 from drm_ingest.settings import Settings
 
 PASSING = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
@@ -59,6 +61,7 @@ def open_pool(
         loop=asyncio.get_running_loop(),
         connection_class=asyncpg.Connection,
         record_class=asyncpg.Record,
+        init=functools.partial(_end_silence, settings=settings),
         **_bounds(settings, application_name, server_settings or {}),
     )
     pool._acquire_timeout_s = settings.postgres_acquire_timeout_s
@@ -67,7 +70,13 @@ def open_pool(
 
 async def connect(settings: Settings, application_name: str) -> asyncpg.Connection:
     """Return one connection of its own, with the same bounds as those of a pool."""
-    return await asyncpg.connect(settings.postgres_dsn.get_secret_value(), **_bounds(settings, application_name, {}))
+    made = await asyncpg.connect(settings.postgres_dsn.get_secret_value(), **_bounds(settings, application_name, {}))
+    await _end_silence(made, settings)
+    return made
+
+
+async def _end_silence(connection: asyncpg.Connection, settings: Settings) -> None:
+    silence.end_silence(connection._transport, settings.connection_silent_max_s)
 
 
 def _bounds(settings: Settings, application_name: str, server_settings: Mapping[str, str]) -> dict[str, Any]:
@@ -82,7 +91,19 @@ def _bounds(settings: Settings, application_name: str, server_settings: Mapping[
             "lock_timeout": str(round(settings.postgres_lock_timeout_s * 1000)),
             # A process that hangs in mid-transaction must not hold its locks for ever.
             "idle_in_transaction_session_timeout": str(statement_ms),
+            **_silence(settings),
             "timezone": "UTC",
             **server_settings,
         },
+    }
+
+
+def _silence(settings: Settings) -> dict[str, str]:
+    """Return what ends the server's side of a connection that we cannot reach any more, and frees its locks."""
+    interval_s = max(1, round(settings.connection_silent_max_s / (silence.PROBES + 1)))
+    return {
+        "tcp_keepalives_idle": str(interval_s),
+        "tcp_keepalives_interval": str(interval_s),
+        "tcp_keepalives_count": str(silence.PROBES),
+        "tcp_user_timeout": str(round(settings.connection_silent_max_s * 1000)),
     }

@@ -35,7 +35,9 @@ class Accounts:
         self._settle(Outcome.DEAD_LETTER, len(stored.dead))
         for letter in stored.dead:
             self._metrics.codes.labels(letter.code.value).inc()
-        self._metrics.freshness_seconds.observe_many([now - row.received_us / 1e6 for row in stored.attached])
+        self._metrics.freshness_seconds.observe_many(
+            [max(0.0, now - row.received_us / 1e6) for row in stored.attached]  # clocks differ, and are set back
+        )
         self._metrics.batch_seconds.observe(monotonic() - began)
 
     def _settle(self, outcome: Outcome, events: int) -> None:

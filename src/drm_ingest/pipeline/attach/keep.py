@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-from datetime import UTC, datetime
 from time import monotonic
 
 import structlog
@@ -80,7 +79,8 @@ class Keeper:
         try:
             kept = await keep(
                 self._pool,
-                datetime.now(UTC),
+                # Not our own clock: each worker has another, and one that is wrong must not drop what is kept.
+                await self._pool.fetchval("select clock_timestamp()"),
                 months_ahead=self._settings.event_partitions_ahead_months,
                 retention_days=self._settings.event_retention_days,
             )
@@ -89,5 +89,11 @@ class Keeper:
             self._keep_at = monotonic() + KEEP_RETRY_S
             return
         self._keep_at = monotonic() + self._settings.keeper_interval_s
+        if kept is not None and kept.spared:
+            log.error(
+                "months past keeping are kept: by the clock they are too old, and no events are as new as the clock; "
+                "check the clock of Postgres, or drop them if nothing was received for long",
+                months=kept.spared,
+            )
         if kept is not None and (kept.made or kept.dropped or kept.busy or kept.deleted):
             log.info("partitions kept", made=kept.made, dropped=kept.dropped, busy=kept.busy, deleted=kept.deleted)

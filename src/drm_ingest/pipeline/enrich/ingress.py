@@ -18,6 +18,7 @@ from drm_ingest.event import (
     TYPE_CHARACTERS_MAX,
     Assigned,
     Receipt,
+    parse_time,
 )
 from drm_ingest.pipeline.splice import fragment, without
 
@@ -42,6 +43,12 @@ class Sent(Struct, gc=False):
     time: Annotated[datetime, Meta(tz=True)] | UnsetType | None = UNSET
 
 
+class Timed(Struct, gc=False):
+    """The time alone, as text."""
+
+    time: str
+
+
 class Received(Struct, gc=False, frozen=True):
     """A receipt, with what follows from it for each of its events."""
 
@@ -60,6 +67,7 @@ class IngressReader:
 
     def __init__(self) -> None:
         self._decode = msgspec.json.Decoder(Sent).decode
+        self._decode_time = msgspec.json.Decoder(Timed).decode
         self._decode_receipt = msgspec.json.Decoder(Receipt).decode
         self._decode_assigned = msgspec.json.Decoder(Assigned).decode
         self._receipt = b""  # the latest
@@ -101,7 +109,21 @@ class IngressReader:
         try:
             return self._decode(value)
         except msgspec.ValidationError:
-            return self._decode(without(value, ()))
+            value = without(value, ())
+        try:
+            return self._decode(value)
+        except msgspec.ValidationError as error:
+            return self._decode_leap_second(value, error)
+
+    def _decode_leap_second(self, value: bytes, error: msgspec.ValidationError) -> Sent:
+        """Try what the decoder's own calendar has no place for; if that is not it, raise the error."""
+        try:
+            time = parse_time(self._decode_time(value).time)
+        except ValueError:
+            raise error from None
+        sent = self._decode(without(value, ("time",)))
+        sent.time = time
+        return sent
 
     def _read_receipt(self, header: bytes) -> Received:
         try:

@@ -198,7 +198,9 @@ class Worker:
         if done.dead_letters:
             metrics.codes.labels(EventCode.UNREADABLE.value).inc(done.dead_letters)
         if done.received_at is not None:  # the first of the batch waited longest
-            metrics.freshness_seconds.observe((datetime.now(UTC) - done.received_at).total_seconds())
+            # Never below 0: the clock may be another than the edge's, and may have been set back.
+            age_s = (datetime.now(UTC) - done.received_at).total_seconds()
+            metrics.freshness_seconds.observe(max(0.0, age_s))
 
     # -- offsets, and who has which partition -------------------------------------------------------------------------
 
