@@ -44,6 +44,9 @@ adversity: install tools ## the bad day, by name, the long ones too
 	@$(BIN)/python -m drm_ingest.up.fetch
 	WRITE_RELIABILITY=1 $(BIN)/pytest tests/adversity $(ARGS)
 
+soak: install    ## load a running `make up` for an hour and see whether it keeps memory, descriptors or tasks
+	@$(BIN)/python -m loadtests.soak $(ARGS)
+
 check: install   ## lint, format, strict types, the import law
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -30,6 +30,7 @@ def router(
     """
     routes = APIRouter(tags=["health"])
     metrics.ready.set_function(lambda: ready() is None)
+    metrics.tasks.set_function(lambda: len(asyncio.all_tasks()))  # read in a scrape, so from the loop it is about
 
     @routes.get("/health/live", summary="Is the process alive?")
     async def live() -> dict[str, str]:

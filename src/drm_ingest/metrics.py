@@ -98,6 +98,8 @@ class Metrics:
 
     ready = _gauge(_ALL, "drm_ready", "1 while the process could do its work now (/health/ready), else 0.")
 
+    tasks = _gauge(_ALL, "drm_asyncio_tasks", "Tasks of the event loop, that of the scrape among them.")
+
     # -- the ledger, on serve too, which no event passes: one rule holds everywhere
     received = _counter(_ALL, "drm_events_received", "Events received, before anything was decided about them.")
     outcomes = _counter(_ALL, "drm_events", "Events by what became of them (outcome.py).", "outcome")
