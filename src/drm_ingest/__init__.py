@@ -17,8 +17,9 @@ is the door for other servers, and `openapi.py` and `asyncapi.py` describe it al
 (`shapes.py`: what goes in and out; `refusals.py`: a real one of each kind).
 
 Whichever way it came, `take.py` takes it: `credentials.py` tells who is sending, `clock.py` whether their clock is off,
-and `admit.py` what of the body can be kept. The body is decompressed (`decompress.py`) and split into events
-(`split.py`), or made one of headers and data (`binary.py`). Then `judge.py` takes each event through the rules:
+and `admit.py` what of the body can be kept: of a long one slice by slice, while others are served too (`turns.py`).
+The body is decompressed (`decompress.py`) and split into events (`split.py`), or made one of headers and data
+(`binary.py`). Then `judge.py` takes each event through the rules:
 `decode.py` reads its envelope, `check.py` holds its attributes to CloudEvents, `examine.py` finds what Postgres could
 never hold, `schema.py` knows what its data must look like, and `violation.py` says what to change in it. A refused
 event gets its reason (`errors.py`) and is kept nowhere. The others go by `write.py` to Kafka, and only when Kafka has

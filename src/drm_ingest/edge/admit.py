@@ -4,7 +4,7 @@ media type → decompress → split into events, or make one of headers and body
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -12,8 +12,8 @@ from msgspec import Raw
 
 from drm_ingest.edge.binary import structured
 from drm_ingest.edge.credentials import Credential
-from drm_ingest.edge.decompress import COMPRESSED, decompress, undeclared
-from drm_ingest.edge.judge import Judge, Record, Result, rejection
+from drm_ingest.edge.decompress import COMPRESSED, decompress, decompressing, undeclared
+from drm_ingest.edge.judge import Judge, Record, Request, Result, rejection
 from drm_ingest.edge.split import WHITE, Media, media_of, refuse_too_many, split
 from drm_ingest.errors import EventCode, Refusal, Rejected
 from drm_ingest.event import HEADER_CONTENT_HASH, HEADER_RECEIPT, Receipt
@@ -22,6 +22,9 @@ from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 
 ALL_REJECTED = "Correct the events as results tell."
+SLICE_BYTES = 128 * 1024
+"""What is judged in one go of a long body: 1 ms, and 15 of what must be looked at number by number."""
+_SLICE_BYTES_PER_EVENT = 512  # what an event costs however small it is
 _HASH_BYTES = 16
 _encode: Callable[[object], bytes] = msgspec.json.Encoder().encode
 
@@ -88,8 +91,7 @@ class Admit:
         Raises:
             Refusal: the whole request is refused, and no event of it was received.
         """
-        refuse_readers(credential)
-        media = media_of(content_type, binary=bool(ce_headers))
+        media = _media_of(content_type, ce_headers, credential)
         if content_encoding:
             body = decompress(content_encoding, body, self._settings)
         elif body.startswith(COMPRESSED):
@@ -97,6 +99,44 @@ class Admit:
         if media is Media.DATA and ce_headers:
             return self._binary(ce_headers, content_type, body, credential, receipt)
         return self._admit(split(body, media, self._settings.request_events_max), body, credential, receipt)
+
+    def in_slices(
+        self,
+        *,
+        content_type: bytes,
+        content_encoding: bytes,
+        ce_headers: Mapping[str, str] | None,
+        body: bytes,
+        credential: Credential,
+        receipt: Receipt,
+    ) -> Generator[None, None, Admitted]:
+        """Do what `body` does; yield after each slice of the work, so that others are served between them.
+
+        Raises:
+            Refusal: as `body`.
+        """
+        media = _media_of(content_type, ce_headers, credential)
+        if content_encoding:
+            body = yield from decompressing(content_encoding, body, self._settings)
+            yield
+        elif body.startswith(COMPRESSED):
+            raise undeclared(body)
+        if media is Media.DATA and ce_headers:
+            return self._binary(ce_headers, content_type, body, credential, receipt)
+        values = split(body, media, self._settings.request_events_max)
+        yield
+        request = self._judge.request(credential, receipt, body)
+        del body  # the events have copies of it
+        admitted = Admitted(len(values), results=request.results)
+        yield
+        start, cost = 0, 0
+        for end, value in enumerate(values, 1):
+            cost += len(value) + _SLICE_BYTES_PER_EVENT
+            if cost >= SLICE_BYTES or end == len(values):
+                self._judge_some(values, start, end, request, admitted)
+                start, cost = end, 0
+                yield
+        return self._counted(admitted)
 
     def events(self, events: Sequence[bytes | Raw | memoryview], credential: Credential, receipt: Receipt) -> Admitted:
         """Admit events that arrived one by one or were cut apart already.
@@ -123,10 +163,16 @@ class Admit:
         """Judge each event; `body` holds the bytes of all of them."""
         request = self._judge.request(credential, receipt, body)
         admitted = Admitted(len(values), results=request.results)
+        self._judge_some(values, 0, len(values), request, admitted)
+        return self._counted(admitted)
+
+    def _judge_some(self, values: list[bytes], start: int, end: int, request: Request, admitted: Admitted) -> None:
+        """Judge some of the events."""
         judge, records = self._judge.record, admitted.records
         usual_bytes = len(HEADER_RECEIPT) + len(request.receipt_header[1]) + len(HEADER_CONTENT_HASH) + _HASH_BYTES
         record_bytes = 0
-        for index, value in enumerate(values):
+        for index in range(start, end):
+            value = values[index]
             try:
                 record = judge(index, value, request)
             except Rejected as rejected:
@@ -137,15 +183,19 @@ class Admit:
             record_bytes += len(key) + len(value) + usual_bytes
             for name, header in headers[2:]:
                 record_bytes += len(name) + len(header)
-        admitted.record_bytes = record_bytes
+        admitted.record_bytes += record_bytes
         admitted.accepted = len(records)
-        return self._counted(admitted)
 
     def _counted(self, admitted: Admitted) -> Admitted:
         if admitted.results:
             for code, count in Counter([result.code for result in admitted.results]).items():
                 self._codes[code].inc(count)
         return admitted
+
+
+def _media_of(content_type: bytes, ce_headers: Mapping[str, str] | None, credential: Credential) -> Media:
+    refuse_readers(credential)
+    return media_of(content_type, binary=bool(ce_headers))
 
 
 def refuse_readers(credential: Credential) -> None:

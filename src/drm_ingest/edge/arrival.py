@@ -74,7 +74,9 @@ class Arrival(Request):
         if refusal is None and len(body) > take.settings.request_body_bytes_max:
             refusal = take.body_too_large()
         if refusal is None:
-            take.body(headers, body, self._credential, self._clock_offset_ms, request_id, exchange.reply)
+            exchange.alone = take.body(
+                headers, body, self._credential, self._clock_offset_ms, request_id, exchange.reply
+            )
         else:
             exchange.reply(take.refuse(refusal, request_id))
 

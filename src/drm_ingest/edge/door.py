@@ -178,7 +178,7 @@ class Door(asyncio.Protocol):
     def _begin(self, data: bytes, at: int) -> bool:
         """Begin a request at `at`; False: not now, or not here."""
         owed = self._replies.owed
-        if self._writing_paused or len(owed) >= self._settings.pipelined_requests_max:
+        if self._writing_paused or len(owed) >= self._settings.pipelined_requests_max or (owed and owed[-1].alone):
             self._hold(data[at:])
         elif data.startswith(OURS, at):
             self._state = State.HEAD

@@ -16,13 +16,15 @@ _CLOSE = b"connection: close\r\n"
 class Exchange:
     """A request that was read, and its answer once there is one."""
 
-    __slots__ = ("_replies", "answer", "authorization", "body_bytes", "header_lines", "keep_alive")
+    __slots__ = ("_replies", "alone", "answer", "authorization", "body_bytes", "header_lines", "keep_alive")
 
     def __init__(self, replies: "Replies", header_lines: bytes, keep_alive: bool) -> None:
         self._replies = replies
         self.header_lines = header_lines
         self.keep_alive = keep_alive
         self.answer: Answer | None = None
+        self.alone = False
+        """No other request of the connection is read before its answer: the order of events would change."""
         # For the log, should there be something to refuse:
         self.authorization: bytes | None = None
         self.body_bytes = 0

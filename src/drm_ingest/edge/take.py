@@ -8,16 +8,18 @@ import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from time import perf_counter
+from typing import TypedDict
 
 import structlog
 from msgspec import Raw
 
-from drm_ingest.edge.admit import Admit, refuse_readers
+from drm_ingest.edge.admit import SLICE_BYTES, Admit, refuse_readers
 from drm_ingest.edge.answer import Answer
 from drm_ingest.edge.clock import Clock
 from drm_ingest.edge.credentials import Credential, Credentials
 from drm_ingest.edge.limits import Limits
 from drm_ingest.edge.tell import Tell
+from drm_ingest.edge.turns import Turns, Work
 from drm_ingest.edge.write import Reply, Write
 from drm_ingest.errors import Refusal
 from drm_ingest.event import Receipt
@@ -37,6 +39,17 @@ _CORS_LINES = (
 log = structlog.get_logger(__name__)
 
 
+class _Request(TypedDict):
+    """What `Admit` wants to know of a request."""
+
+    content_type: bytes
+    content_encoding: bytes
+    ce_headers: dict[str, str] | None
+    body: bytes
+    credential: Credential
+    receipt: Receipt
+
+
 class Take:
     """The steps of the edge for one transport, with their parts."""
 
@@ -49,6 +62,7 @@ class Take:
         self.credentials = credentials
         self._admit = admit
         self.write = write
+        self._turns = Turns()
         self._clock = Clock(settings)
         self._cors_origins = frozenset(settings.edge_cors_origins.encode().replace(b",", b" ").split())
         self._requests_started = 0
@@ -121,25 +135,50 @@ class Take:
         clock_offset_ms: int,
         request_id: str,
         reply: Reply,
-    ) -> None:
-        """Take the events of one HTTP request; `reply` gets the answer. Raises nothing."""
+    ) -> bool:
+        """Take the events of one HTTP request; `reply` gets the answer. Raises nothing.
+
+        Returns True when it is long, and other work comes first: what is taken meanwhile may be stored before it.
+        """
         started = perf_counter()
         binary_mode = b"ce-type" in headers or b"ce-specversion" in headers
+        request = _Request(
+            content_type=headers.get(b"content-type", b""),
+            content_encoding=headers.get(b"content-encoding", b""),
+            ce_headers=_ce_headers(headers) if binary_mode else None,
+            body=body,
+            credential=credential,
+            receipt=self._receipt(headers, credential, clock_offset_ms, request_id),
+        )
+        if len(body) > SLICE_BYTES or b"content-encoding" in headers:
+            self.limits.body_bytes += len(body)
+            self._turns.add(self._body_in_slices(request, request_id, started, reply))
+            return True
         try:
-            admitted = self._admit.body(
-                content_type=headers.get(b"content-type", b""),
-                content_encoding=headers.get(b"content-encoding", b""),
-                ce_headers=_ce_headers(headers) if binary_mode else None,
-                body=body,
-                credential=credential,
-                receipt=self._receipt(headers, credential, clock_offset_ms, request_id),
-            )
+            admitted = self._admit.body(**request)
         except Refusal as refusal:
             reply(self.refuse(refusal, request_id))
         except Exception as error:  # the sender gets an answer, whatever is broken here
             reply(self.broke(error, request_id))
         else:
             self.write.write(admitted, request_id, started, reply)
+        return False
+
+    def _body_in_slices(self, request: "_Request", request_id: str, started: float, reply: Reply) -> Work:
+        """Take the events of a body that is long, or may be."""
+        body_bytes = len(request["body"])
+        try:
+            work = self._admit.in_slices(**request)
+            request.clear()  # type: ignore[attr-defined]  # a decompressed body and a compressed one are enough
+            admitted = yield from work
+        except Refusal as refusal:
+            reply(self.refuse(refusal, request_id))
+        except Exception as error:  # the sender gets an answer, whatever is broken here
+            reply(self.broke(error, request_id))
+        else:
+            self.write.write(admitted, request_id, started, reply)
+        finally:
+            self.limits.body_bytes -= body_bytes
 
     def events(
         self,
