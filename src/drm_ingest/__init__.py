@@ -35,23 +35,24 @@ commits only what the worker says is durable. What can go no further is kept wit
 `tail.py` shows people what passes.
 
 The **pipeline** gives it meaning. `command.py` runs its two workers, and `splice.py` adds attributes to an event's
-bytes without touching what the sender wrote. `enrich/worker.py` reads the ingress topic, each partition in order:
-`enrich/directory.py` brings the context of the subjects in a batch (`enrich/context.py`: the device's model, the
-parties who held a role on it then), and `enrich/steps.py` takes each record on from there. `enrich/ingress.py` reads
-it, it is placed in time, `enrich/remembered.py` knows a retry, `enrich/user_agent.py` tells the app. So it comes into
-the topic of its family, which product teams subscribe to. `attach/worker.py` reads the families: `attach/follow.py`
-sees that no offset is missing, `attach/decode.py` makes rows of the records, and a batch becomes durable in Postgres
-with the position it has reached, in one transaction; `attach/bury.py` writes its dead letters before that commits.
-`attach/accounts.py` counts what became of each event, and `attach/keep.py` waits for Postgres and keeps its partitions.
+bytes without touching what the sender wrote; `brake.py` stops a worker where too many events fail. `enrich/worker.py`
+reads the ingress topic, each partition in order: `enrich/directory.py` brings the context of the subjects in a batch
+(`enrich/context.py`: the device's model, the parties who held a role on it then), and `enrich/steps.py` takes each
+record on from there. `enrich/ingress.py` reads it, it is placed in time, `enrich/remembered.py` knows a retry,
+`enrich/user_agent.py` tells the app. So it comes into the topic of its family, which product teams subscribe to.
+`attach/worker.py` reads the families: `attach/follow.py` sees that no offset is missing, `attach/decode.py` makes rows
+of the records, and a batch becomes durable in Postgres with the position it has reached, in one transaction;
+`attach/bury.py` writes its dead letters before that commits. `attach/accounts.py` counts what became of each event, and
+`attach/keep.py` waits for Postgres and keeps its partitions.
 
 **Postgres** holds it, through connections whose every wait has an end (`pool.py`), in tables that `migrate.py` brings.
 `events.py` is that transaction: `positions.py` moves the position, by its owner alone; `rows.py` packs identities and
-events for COPY; `days.py` adds them to the day counts of their subject; `dead.py` notes what cannot be stored.
-`partitions.py` makes months and drops them.
-Beside the path, `credentials.py` holds the keys for the edge, and `directory.py` answers enrich who a device is and
-whose. `registry.py` has senders, parties and devices, `relationships.py` who held which role when, and `records.py`
-puts a party's record together from all of it when it is read, so that a correction learnt late is right at once;
-`fates.py` tells what became of a single event.
+events for COPY; `days.py` adds them to the day counts of their subject; `refusals.py` finds the rows that Postgres
+refuses, and `dead.py` notes what cannot be stored. `partitions.py` makes months and drops them. Beside the path,
+`credentials.py` holds the keys for the edge, and `directory.py` answers enrich who a device is and whose. `registry.py`
+has senders, parties and devices, `relationships.py` who held which role when, and `records.py` puts a party's record
+together from all of it when it is read, so that a correction learnt late is right at once; `fates.py` tells what became
+of a single event.
 
 **serve** shows it to people and their programs. `app.py` opens the rooms. `requests.py` gives each request an id and a
 bound, `access.py` asks who it is and lends it a connection, `problems.py` answers what goes wrong; `shapes.py` and

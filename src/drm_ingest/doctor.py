@@ -4,12 +4,15 @@ Each check is one function that returns findings; the table is made of them. A w
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from http import HTTPStatus
 
 import asyncpg
+import httpx
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
@@ -26,6 +29,7 @@ from drm_ingest.settings import Settings, refused
 POSTGRES_VERSION_MIN = 18
 CLOCK_OFF_MAX_S = 2.0
 PRODUCE_MAX_S = 30.0  # from receipt to Kafka; longer than the deadline of any event
+HEALTH_TIMEOUT_S = 2.0
 SET_CLOCKS = "let NTP set the clocks (timedatectl set-ntp true, or chrony) on every machine"
 
 
@@ -67,7 +71,7 @@ async def examine() -> list[Finding]:
         return [Finding("schemas", State.WRONG, str(error), "correct the file, or set DRM_SCHEMAS_DIR")]
     findings = [Finding("settings", State.GOOD, f"{len(families)} families of events")]
     names = Topics.of(settings).all(families)
-    for check in (kafka_answers, lambda s: topics_fit(s, names), workers_read, kafka_clock):
+    for check in (kafka_answers, lambda s: topics_fit(s, names), workers_read, workers_ready, kafka_clock):
         found = await _unless_away(check, settings)
         findings += found
         if any(finding.subject == "Kafka" and finding.state is State.WRONG for finding in found):
@@ -140,6 +144,19 @@ async def workers_read(settings: Settings) -> list[Finding]:
             findings.append(Finding(group, State.GOOD, f"{workers}, {behind}"))
         else:
             findings.append(Finding(group, State.WARNING, f"nobody reads, {behind}", f"start `drm-ingest {group}`"))
+    return findings
+
+
+async def workers_ready(settings: Settings) -> list[Finding]:
+    """See whether the workers say themselves that they cannot go on; those on other machines are not heard here."""
+    findings = []
+    async with httpx.AsyncClient(timeout=HEALTH_TIMEOUT_S) as client:
+        for worker, port in (("enrich", settings.enrich_port), ("attach", settings.attach_port)):
+            with contextlib.suppress(httpx.HTTPError, ValueError):
+                answer = await client.get(f"http://{settings.worker_host}:{port}/health/ready")
+                if answer.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+                    what, _, to_do = str(answer.json().get("detail", "")).partition(" · ")
+                    findings.append(Finding(worker, State.WRONG, f"is not ready: {what}", to_do))
     return findings
 
 

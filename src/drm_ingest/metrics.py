@@ -136,6 +136,7 @@ class Metrics:
         Distribution, _WORKERS, "drm_freshness_seconds", "From receipt at the edge to durable here.", buckets=SECONDS
     )
     directory_lookups = _counter(_ENRICH, "drm_directory_lookups", "Device context looked up.", "result")
+    braked = _gauge(_WORKERS, "drm_braked", "1 while too many events fail and the worker waits for a person, else 0.")
     fenced = _counter(_ATTACH, "drm_fenced", "Batches rolled back because another worker owns the partition.")
 
     def __init__(self, process: Process) -> None:

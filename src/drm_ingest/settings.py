@@ -134,6 +134,13 @@ class Settings(BaseSettings):
     attach_batch_records_max: Count = Field(4000, description="events in one transaction")
     attach_pace_s: Seconds = Field(0.05, description="from one transaction to the next while there is no backlog")
     attach_remembered_devices_max: Count = Field(200_000, description="devices remembered as registered")
+    brake_share_max: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.2, description="of events that fail in a worker; above it stops and says why; 1: it never does"
+    )
+    brake_letters_min: Count = Field(50, description="fewer failures than that stop no worker")
+    brake_window_events: Count = Field(1000, description="the share is taken of the batch in hand and so many before")
+    brake_window_s: Seconds = Field(60.0, description="and of none older than that")
+    brake_retry_max_s: Seconds = Field(15.0, description="a worker that stopped tries again that often, at least")
     keeper_interval_s: Seconds = Field(3600.0, description="how often partitions of events are made and dropped")
     event_partitions_ahead_months: Count = Field(2, le=24, description="partitions of events made in advance")
     event_retention_days: Count = Field(730, description="older partitions of events are dropped")

@@ -367,3 +367,59 @@ async def test_received_is_the_sum_of_outcomes_and_freshness_has_counted_each_ev
         assert worker.sample("drm_events_received_total") == 515
         assert worker.sample("drm_events_in_flight") == 0
         assert worker.sample("drm_freshness_seconds_count") == 503
+
+
+# -- the brake --
+
+REFUSE = """
+create function refuse() returns trigger language plpgsql as $$
+begin raise exception 'a deploy went wrong' using errcode = '23514', constraint = 'deploy'; end $$;
+create trigger refuse before insert on event for each row execute function refuse()
+"""
+
+
+async def test_a_trigger_that_refuses_every_row_stops_it_buries_nothing_and_once_mended_it_goes_on_by_itself(
+    attached: Bench,
+) -> None:
+    await attached.put(event("good"))
+    async with attached.attaching(brake_retry_max_s=1) as worker:
+        await attached.passed()
+        await attached.connection.execute(REFUSE)
+        await attached.put(*(event(f"e-{number}", f"meter-{number % 40}") for number in range(1000)))
+        reason = await worker.until_ready(False, "a deploy went wrong")
+        assert "events fail" in reason
+        assert "DRM_BRAKE_SHARE_MAX" in reason
+        assert worker.sample("drm_braked") == 1
+        await worker.until(lambda: worker.outcomes().get("retried", 0) > 2000)  # again and again
+        assert worker.outcomes().get("dead_letter", 0) < attached.settings.brake_letters_min
+        buried = await attached.value("select count(*) from dead_letter")
+        await attached.connection.execute("drop trigger refuse on event")
+        await attached.until("select count(*) + $1 = 1001 from event", buried)
+        await worker.until_ready()
+        await worker.until(lambda: worker.sample("drm_events_in_flight") == 0)
+        assert worker.sample("drm_events_received_total") == sum(worker.outcomes().values())
+        assert worker.sample("drm_braked") == 0
+
+
+async def test_where_a_person_says_that_all_are_poison_all_are_set_aside_and_quickly(attached: Bench) -> None:
+    await attached.connection.execute(REFUSE)
+    await attached.put(*(event(f"e-{number}", f"meter-{number % 40}") for number in range(4000)))
+    async with attached.attaching(brake_share_max=1) as worker:
+        await worker.until(lambda: worker.outcomes().get("dead_letter", 0) == 4000)
+    assert await attached.value("select count(*) from dead_letter where code = 'row_refused'") == 4000
+    assert await attached.value("select count(*) from event_identity") == 0
+    assert await attached.value("select detail from dead_letter limit 1") == "a deploy went wrong [23514]"
+
+
+async def test_id_conflicts_are_their_senders_mistake_and_stop_nobody(attached: Bench) -> None:
+    await attached.put(*(event(f"e-{number}") for number in range(200)))
+    await attached.put(*(event(f"e-{number}", data="{}") for number in range(200)))
+    async with attached.attaching() as worker:
+        await worker.counted({"attached": 200, "dead_letter": 200})
+
+
+async def test_what_another_table_than_that_of_events_refuses_is_found_too(attached: Bench) -> None:
+    await attached.connection.execute("alter table subject_day add constraint not_this check (subject <> 'meter-3')")
+    await attached.put(*(event(f"e-{number}", f"meter-{number % 40}") for number in range(400)))
+    async with attached.attaching() as worker:
+        await worker.counted({"attached": 390, "dead_letter": 10})

@@ -20,12 +20,14 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
+from drm_ingest.doctor import State, workers_ready
 from drm_ingest.event import Receipt, content_hash
 from drm_ingest.kafka import topics
 from drm_ingest.kafka.dead_letters import reason_of
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.kafka.writer import Delivery, Headers, Outgoing, Writer
 from drm_ingest.metrics import Metrics
+from drm_ingest.pipeline.brake import Brake
 from drm_ingest.pipeline.enrich.directory import Directory
 from drm_ingest.pipeline.enrich.steps import Steps
 from drm_ingest.pipeline.enrich.user_agent import UserAgents
@@ -338,7 +340,7 @@ async def test_a_partition_whose_leader_hangs_holds_up_no_other(path: Path) -> N
     await writer.start()
     stop = asyncio.Event()
     async with Directory(path.settings, Metrics("enrich")) as directory:
-        steps = Steps(path.settings, Schemas.load(), writer, UserAgents(1))
+        steps = Steps(path.settings, Schemas.load(), writer, UserAgents(1), Brake(path.settings))
         worker = Worker(path.settings, Metrics("enrich"), writer, directory, steps)
         work = asyncio.create_task(worker.work(stop))
         try:
@@ -471,3 +473,32 @@ async def test_a_broker_that_restarts_costs_nothing(
             numbers = [event["data"]["n"] for event in await path.events()]
             assert (numbers[0], numbers[-1], set(numbers)) == (0, 1, {0, 1})
             await ready(own)
+
+
+# -- the brake --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_partition_full_of_poison_is_held_and_told_of_until_a_person_says_go_on(path: Path) -> None:
+    for _ in range(200):
+        await path.send_raw(0, b"poison")
+    behind = {"subject": path.subjects[0], "id": "behind"}
+    other = {"subject": path.subjects[1], "id": "other"}
+    await path.send(behind, other)
+    events, letters = path.names.events(FAMILY), path.names.dead_letters
+    async with enriching(path.settings):
+        await path.read([events], lambda record: attributes(record)["id"] == "other", [1])
+        async with asyncio.timeout(WITHIN_S), httpx.AsyncClient() as http:
+            url = f"http://{path.settings.worker_host}:{path.settings.enrich_port}"
+            while "events fail" not in (answer := await http.get(url + "/health/ready")).text:  # noqa: ASYNC110 - it is far away
+                await asyncio.sleep(0.05)
+            assert answer.status_code == 503
+            assert "partition 0 of the ingress topic is held" in answer.json()["detail"]
+            assert "drm_braked 1.0" in (await http.get(url + "/metrics")).text
+            (finding,) = [found for found in await workers_ready(path.settings) if found.subject == "enrich"]
+            assert (finding.state, "events fail" in finding.what) == (State.WRONG, True)
+        assert balanced(await counted(path.settings))
+        assert await path.read([events, letters], None, [0]) == []
+    async with enriching(path.settings.model_copy(update={"brake_share_max": 1.0})):
+        await path.read([events], lambda record: attributes(record)["id"] == "behind", [0])
+        assert (await counted(path.settings))["dead_letter"] == 200
+    assert len(await path.read([letters], None)) == 200

@@ -17,9 +17,10 @@ from drm_ingest.event import Assigned, Enrichment, Envelope, Receipt, content_ha
 from drm_ingest.kafka.dead_letters import reason_of
 from drm_ingest.kafka.writer import Delivery, Headers, RecordTooLarge, Writer, WriterFull
 from drm_ingest.metrics import Metrics
+from drm_ingest.pipeline.brake import Brake, Braked
 from drm_ingest.pipeline.enrich.context import Context
 from drm_ingest.pipeline.enrich.remembered import Remembered
-from drm_ingest.pipeline.enrich.steps import DEFECTS_MAX, Done, Steps
+from drm_ingest.pipeline.enrich.steps import Done, Steps
 from drm_ingest.pipeline.enrich.user_agent import UserAgents
 from drm_ingest.postgres.directory import Row
 from drm_ingest.schema import Schemas
@@ -58,7 +59,7 @@ USER_AGENTS = UserAgents(100)
 class Bench:
     def __init__(self) -> None:
         self.writer = Collected(SETTINGS)
-        self.steps = Steps(SETTINGS, SCHEMAS, self.writer, USER_AGENTS)
+        self.steps = Steps(SETTINGS, SCHEMAS, self.writer, USER_AGENTS, Brake(SETTINGS))
         self.remembered = Remembered(1000)
         self.contexts: dict[bytes, Context] = {}
 
@@ -337,11 +338,17 @@ def test_a_defect_that_one_event_meets_buries_only_that_one(bench: Bench, monkey
     assert [(entry["event"], entry["offset"]) for entry in logs] == [("a defect", 5)]
 
 
-def test_a_defect_that_every_event_meets_ends_the_process(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_that_every_event_meets_moves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Context, "at", lambda *_: 1 / 0)
-    with capture_logs(), pytest.raises(ZeroDivisionError):
+    with capture_logs(), pytest.raises(Braked, match=r"1000 of the last 1000 events fail.*ZeroDivisionError"):
         bench.enrich([record(PLAIN | {"id": str(n)}) for n in range(1000)])
-    assert len(bench.writer.records) == DEFECTS_MAX
+    assert bench.writer.records == []
+
+
+def test_many_dead_letters_among_many_more_events_are_buried(bench: Bench) -> None:
+    records = [record(b"poison" if n % 10 == 0 else PLAIN | {"id": str(n)}, offset=n) for n in range(1000)]
+    done = bench.enrich(records)
+    assert (done.records, done.enriched, done.dead_letters) == (1000, 900, 100)
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30)

@@ -17,7 +17,7 @@ def test_every_setting_says_what_it_means() -> None:
 def test_every_number_of_a_quantity_names_its_unit() -> None:
     numbers = [name for name, field in Settings.model_fields.items() if isinstance(field.default, int | float)]
     units = "bytes_max|records_max|events_max|messages|partitions|connections|hours|days|months|s|max|port"
-    units += "|factor|replicas|events"
+    units += "|factor|replicas|events|share_max|letters_min"
     known = rf".*_({units})$"
     unclear = [
         name

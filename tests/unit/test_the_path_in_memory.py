@@ -15,6 +15,7 @@ from drm_ingest.event import Receipt, content_hash, identity_key, published_sour
 from drm_ingest.kafka.writer import Delivery, Headers, Writer
 from drm_ingest.metrics import Metrics
 from drm_ingest.pipeline.attach.decode import Decoder
+from drm_ingest.pipeline.brake import Brake
 from drm_ingest.pipeline.enrich.context import Context
 from drm_ingest.pipeline.enrich.remembered import Remembered
 from drm_ingest.pipeline.enrich.steps import Steps
@@ -134,7 +135,7 @@ def passed_on(record: Record) -> Row:
     key, value, headers = record
     read = ConsumerRecord("drm.ingress", 1, 0, 0, 1, key, value, None, 0, 0, tuple(headers))
     writer = Collected(SETTINGS, Metrics("enrich"))
-    steps = Steps(SETTINGS, SCHEMAS, writer, USER_AGENTS)
+    steps = Steps(SETTINGS, SCHEMAS, writer, USER_AGENTS, Brake(SETTINGS))
     done = steps.enrich([read], {key: Context(key.decode(), (), 1, 1.0)}, Remembered(10), Delivery(lambda _: None), 1)
     assert done.enriched == 1, writer.records
     topic, partition, _, enriched, written = writer.records[0]

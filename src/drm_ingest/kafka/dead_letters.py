@@ -3,6 +3,8 @@
 A dead letter has the key and the value of the record that was read, that record's own headers, and after them, as text:
 `dead-letter-stage`, `-code`, `-pointer`, `-detail` (the last two where there is one), and where it was read:
 `-topic`, `-partition`, `-offset`. With these the record can be found again, and written again to where it came from.
+Of a record that is too large for a batch of ours only the beginning is kept, without its headers: `-cut` tells how many
+bytes it had. The whole stands where it was read, for as long as that topic keeps it.
 """
 
 from collections.abc import Mapping
@@ -28,6 +30,7 @@ class DeadLetter:
     code: EventCode
     detail: str = ""
     pointer: str = ""
+    cut_from_bytes: int | None = None  # the record is only the beginning of one of that size
 
 
 def outgoing(writer: Writer, topics: Topics, letter: DeadLetter) -> Outgoing:
@@ -41,6 +44,7 @@ def outgoing(writer: Writer, topics: Topics, letter: DeadLetter) -> Outgoing:
         "topic": record.topic,
         "partition": str(record.partition),
         "offset": str(record.offset),
+        "cut": "" if letter.cut_from_bytes is None else str(letter.cut_from_bytes),
     }
     key = record.key or b""
     return Outgoing(
@@ -61,10 +65,9 @@ def cut(letter: DeadLetter, bytes_max: int) -> DeadLetter:
     key, value = record.key or b"", record.value or b""
     if len(key) + len(value) + sum(len(name) + len(text or b"") for name, text in record.headers) <= bytes_max:
         return letter
-    note = f"{letter.detail} (of {len(value)} bytes the first {bytes_max} are kept, without its headers)"
-    return replace(
-        letter, record=replace(record, key=key[:KEY_BYTES_MAX], value=value[:bytes_max], headers=()), detail=note
-    )
+    kept = replace(record, key=key[:KEY_BYTES_MAX], value=value[:bytes_max], headers=())
+    note = f"{letter.detail} (of {len(value)} bytes the first {len(kept.value)} are kept, without its headers)"
+    return replace(letter, record=kept, detail=note, cut_from_bytes=len(value))
 
 
 def reason_of(record: ConsumerRecord) -> Mapping[str, str]:

@@ -117,6 +117,11 @@ class Reader:
         return self._group.positioning
 
     @property
+    def draining(self) -> bool:
+        """Whether a rebalance waits for what is under way; who cannot get done with it should let go."""
+        return self._draining
+
+    @property
     def ready(self) -> bool:
         """Whether the group has given us our share (it may be none) and Kafka answers."""
         since = self._group.waiting_since

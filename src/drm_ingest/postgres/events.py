@@ -17,9 +17,10 @@ from aiokafka import TopicPartition
 
 from drm_ingest.errors import EventCode
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres import days, dead, pool, positions
+from drm_ingest.postgres import days, dead, pool, positions, refusals
 from drm_ingest.postgres.dead import Dead
 from drm_ingest.postgres.positions import Move, Owner
+from drm_ingest.postgres.refusals import refuses_row
 from drm_ingest.postgres.rows import EVENT_COLUMNS, IDENTITY_COLUMNS, Row, copy_stream
 from drm_ingest.settings import Settings
 
@@ -73,8 +74,20 @@ class Stored:
 class EventStore:
     """The one connection through which a worker writes; made when first needed, dropped after any failure."""
 
-    def __init__(self, settings: Settings, owner: Owner, bury: Callable[[Sequence[Dead]], Awaitable[None]]) -> None:
-        """`bury` writes dead letters to Kafka and returns when they are durable; awaited before the commit."""
+    def __init__(
+        self,
+        settings: Settings,
+        owner: Owner,
+        bury: Callable[[Sequence[Dead]], Awaitable[None]],
+        allow: Callable[[Sequence[Dead], int], None] = lambda dead, events: None,
+        passed: Callable[[Sequence[Dead], int], None] = lambda dead, events: None,
+    ) -> None:
+        """`bury` writes dead letters to Kafka and returns when they are durable; awaited before the commit.
+
+        `allow` is called before that, with what fails of how many events; what it raises rolls everything back.
+        `passed` is told the same once it is committed.
+        """
+        self._allow, self._passed = allow, passed
         self._settings = settings
         self._owner = owner
         self._bury = bury
@@ -112,12 +125,12 @@ class EventStore:
         """Store a batch in one transaction and return what became of it.
 
         The quick way copies identities straight into their table and fails as a whole on a repeat; the careful way
-        finds the repeats first; where Postgres refuses a row, halving the batch finds it.
+        finds the repeats first; where Postgres refuses a row, every row is tried alone.
 
         Raises:
             Fenced: nothing is stored; another worker goes on from the position in Postgres.
             asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError: nothing is stored; try again.
-            Whatever `bury` raises: nothing is stored; try again.
+            Whatever `bury` and `allow` raise: nothing is stored; try again.
         """
         try:
             return await self._store(batch)
@@ -140,7 +153,7 @@ class EventStore:
         except asyncpg.PostgresError as error:
             if not refuses_row(error):
                 raise
-            stored = await self._transact(batch, self._insert_by_halves)
+            stored = await self._transact(batch, self._insert_taken)
         if stored.duplicates:
             self._careful_batches = STAGED_BATCHES
         elif self._careful_batches:
@@ -151,6 +164,7 @@ class EventStore:
         self, batch: Batch, insert: Callable[[asyncpg.Connection, Sequence[Row]], Awaitable[Stored]]
     ) -> Stored:
         connection = await self._connected()
+        events = len(batch.rows) + len(batch.rivals) + len(batch.dead)
         async with connection.transaction():
             await positions.move(connection, self._owner, batch.moves)
             stored = await insert(connection, batch.rows) if batch.rows else Stored()
@@ -158,8 +172,10 @@ class EventStore:
                 stored += await self._compare(connection, batch.rivals)
             stored.dead += batch.dead
             if stored.dead:
+                self._allow(stored.dead, events)
                 await self._bury(stored.dead)
                 await dead.note(connection, stored.dead)
+        self._passed(stored.dead, events)
         self._remember(stored.attached)
         return stored
 
@@ -196,23 +212,40 @@ class EventStore:
                 stored.dead.append(dead.conflict(row))
         return stored
 
-    async def _insert_by_halves(self, connection: asyncpg.Connection, rows: Sequence[Row]) -> Stored:
-        """Insert what Postgres takes; a single row that it refuses is dead."""
+    async def _insert_taken(self, connection: asyncpg.Connection, rows: Sequence[Row]) -> Stored:
+        """Insert what Postgres takes; what it refuses is dead."""
+        firsts = await connection.fetch(_FIRST, [UUID(bytes=row.key) for row in rows])
+        known = {record["key"].bytes for record in firsts}  # repeats are compared, not tried: the first is stored
+        refused = await refusals.find(connection, [row for row in rows if row.key not in known])
+        self._allow(refused, len(rows))
+        records = {id(letter.record) for letter in refused}
+        taken = [row for row in rows if id(row.record) not in records]
+        stored = Stored(dead=list(refused))
+        if taken:
+            await self._insert_by_halves(connection, taken, stored, len(rows))
+        return stored
+
+    async def _insert_by_halves(
+        self, connection: asyncpg.Connection, rows: Sequence[Row], stored: Stored, events: int
+    ) -> None:
+        """Add to `stored` what goes in; a row that something else than the table of events refuses is found so."""
         try:
             async with connection.transaction():  # a savepoint
-                stored = await self._insert_new(connection, rows)
+                part = await self._insert_new(connection, rows)
                 # Staged rows would be there twice for the next part.
                 await connection.execute("truncate staged_identity, staged_day")
-                return stored
+            stored += part
+            return
         except asyncpg.PostgresError as error:
             if not refuses_row(error):
                 raise
             if len(rows) == 1:
-                return Stored(dead=[Dead.of(rows[0], EventCode.ROW_REFUSED, f"{error} [{error.sqlstate}]")])
+                stored.dead.append(Dead.of(rows[0], EventCode.ROW_REFUSED, f"{error} [{error.sqlstate}]"))
+                self._allow(stored.dead, events)
+                return
         middle = len(rows) // 2
-        stored = await self._insert_by_halves(connection, rows[:middle])
-        stored += await self._insert_by_halves(connection, rows[middle:])
-        return stored
+        await self._insert_by_halves(connection, rows[:middle], stored, events)
+        await self._insert_by_halves(connection, rows[middle:], stored, events)
 
     async def _insert_rest(self, connection: asyncpg.Connection, rows: Sequence[Row]) -> None:
         """Insert everything but the identities."""
@@ -238,17 +271,6 @@ class EventStore:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
-
-
-def refuses_row(error: asyncpg.PostgresError) -> bool:
-    """Whether the error is about what a row holds: data exceptions, constraints, and limits of the program.
-
-    Anything else (no such table, no right, no space, no connection) would refuse every row. So would, for a moment, the
-    constraint of the default partition while the keeper makes a month: it has no name, as that of a table has.
-    """
-    if isinstance(error, asyncpg.CheckViolationError) and error.constraint_name is None:
-        return False
-    return (error.sqlstate or "")[:2] in ("22", "23", "54")
 
 
 async def _copy(connection: asyncpg.Connection, table: str, columns: Sequence[str], packed: Iterable[bytes]) -> None:

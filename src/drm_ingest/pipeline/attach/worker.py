@@ -33,6 +33,7 @@ from drm_ingest.pipeline.attach.bury import Undertaker
 from drm_ingest.pipeline.attach.decode import Decoded, Decoder
 from drm_ingest.pipeline.attach.follow import Followed, OutOfStep
 from drm_ingest.pipeline.attach.keep import Keeper
+from drm_ingest.pipeline.brake import Brake, Braked
 from drm_ingest.postgres.events import Batch, EventStore
 from drm_ingest.postgres.pool import PASSING, open_pool
 from drm_ingest.postgres.positions import UNTOUCHED, Fenced, Move, Owner
@@ -69,8 +70,12 @@ async def run(settings: Settings, stop: asyncio.Event, metrics: Metrics | None =
         stack.push_async_callback(writer.stop, settings.drain_timeout_s)
         keeper = Keeper(settings, await stack.enter_async_context(open_pool(settings, "drm keeper", connections_max=2)))
         owner = Owner(f"{settings.topic_prefix}.{GROUP}", holder)
-        store = await stack.enter_async_context(EventStore(settings, owner, Undertaker(settings, writer)))
-        worker = Worker(settings, metrics, keeper, store, [names.events(family) for family in schemas.families])
+        undertaker = Undertaker(settings, writer, Brake(settings))
+        store = await stack.enter_async_context(
+            EventStore(settings, owner, undertaker.bury, undertaker.allow, undertaker.passed)
+        )
+        names_of_events = [names.events(family) for family in schemas.families]
+        worker = Worker(settings, metrics, keeper, store, names_of_events)
         address = await stack.enter_async_context(
             health.serve(settings.worker_host, settings.attach_port, metrics, worker.unready)
         )
@@ -102,6 +107,8 @@ class Worker:
     def __init__(
         self, settings: Settings, metrics: Metrics, keeper: Keeper, store: EventStore, topics: Sequence[str]
     ) -> None:
+        self._braked: str | None = None
+        metrics.braked.set_function(lambda: self._braked is not None)
         self._settings = settings
         self._metrics = metrics
         self._keeper = keeper
@@ -123,7 +130,7 @@ class Worker:
             return trouble
         if not self._reader.ready:
             return "the group has not given this worker its share yet, or Kafka does not answer"
-        return self._trouble
+        return self._braked or self._trouble
 
     async def work(self, stop: asyncio.Event) -> None:
         """Attach until `stop` is set.
@@ -143,11 +150,16 @@ class Worker:
                     self._fail(f"another worker owns {error}")
                     # If the group has given our share to another, the next heartbeat tells us; only then claim.
                     self._retry_s = self._settings.reader_session_timeout_s / 3
+                except Braked as error:
+                    self._braked = str(error)
+                    log.error("braked", reason=self._braked, retry_s=self._retry_s)
+                    self._unsettled.set()
                 except TRY_AGAIN as error:
                     self._fail(str(error) or type(error).__name__)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), self._retry_s)
-                self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+                retry_max_s = RETRY_MAX_S if self._braked is None else self._settings.brake_retry_max_s
+                self._retry_s = min(2 * self._retry_s, retry_max_s)
             await self._commit()
             await self._give_back(self._followed.partitions)
 
@@ -256,7 +268,9 @@ class Worker:
                 decoded = read.decoded
                 stored = await self._store.store(Batch(read.moves, decoded.rows, decoded.dead, decoded.rivals))
                 self._accounts.store(read.decoded, stored, read.began)
-                self._retry_s = RETRY_S
+                if self._braked is not None:
+                    log.info("goes on")
+                self._retry_s, self._braked = RETRY_S, None
             self._to_commit.update({partition: move.next_offset for partition, move in read.moves.items()})
 
     async def _commit_regularly(self) -> None:

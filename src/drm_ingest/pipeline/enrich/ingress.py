@@ -1,6 +1,5 @@
 """Read a record of the ingress topic: the event's own attributes, the facts of its receipt, what the edge assigned."""
 
-import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import msgspec
 from aiokafka import ConsumerRecord
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from drm_ingest.errors import Rejected
 from drm_ingest.event import (
     HEADER_ASSIGNED,
     HEADER_CONTENT_HASH,
@@ -20,8 +20,10 @@ from drm_ingest.event import (
     Receipt,
     parse_time,
 )
+from drm_ingest.examine import refuse_too_deep, refuse_unstorable
 from drm_ingest.pipeline.splice import fragment, without
 
+DEPTH_MAX = 500  # the most that DRM_EVENT_DEPTH_MAX can be, so that nothing an edge took is refused here
 Text = Annotated[str, Meta(max_length=SOURCE_CHARACTERS_MAX)] | UnsetType | None
 
 
@@ -59,7 +61,6 @@ class Received(Struct, gc=False, frozen=True):
 
 _NO_OFFSET = timedelta()
 _NOTHING_ASSIGNED = Assigned()
-_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
 class IngressReader:
@@ -98,8 +99,12 @@ class IngressReader:
             # msgspec does not look at the encoding of what it skips. Plain ASCII without escapes needs no second look.
             if not value.isascii():
                 value.decode()
-            if b"\\" in value and _NUL.search(value):
-                raise Unreadable("it contains the character NUL, which Postgres cannot hold")
+            # The edge has looked at all this; what was written past it has to be found before readers stumble on it.
+            refuse_unstorable(value)
+            if value.count(b"[") + value.count(b"{") > DEPTH_MAX:
+                refuse_too_deep(value, DEPTH_MAX)
+        except Rejected as rejected:
+            raise Unreadable(f"{rejected.code}: {rejected.detail}") from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Unreadable(f"not an event: {error}") from None
         return sent

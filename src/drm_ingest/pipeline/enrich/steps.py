@@ -1,11 +1,12 @@
 """The steps of enrichment, in order: a record of the ingress topic becomes an event of its family, or a dead letter.
 
-read ─▶ place in time ─▶ family ─▶ context ─▶ a retry? ─▶ user agent ─▶ splice ─▶ append
+read ─▶ place in time ─▶ family ─▶ context ─▶ a retry? ─▶ user agent ─▶ splice ─▶ too many dead letters? ─▶ append
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -18,6 +19,7 @@ from drm_ingest.kafka import dead_letters
 from drm_ingest.kafka.dead_letters import DeadLetter
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.kafka.writer import Delivery, RecordTooLarge, Writer, WriterFull
+from drm_ingest.pipeline.brake import Brake
 from drm_ingest.pipeline.enrich.context import Context
 from drm_ingest.pipeline.enrich.directory import Contexts
 from drm_ingest.pipeline.enrich.ingress import IngressReader, Received, Sent, Unreadable
@@ -30,7 +32,7 @@ from drm_ingest.settings import Settings
 STAGE = "enrich"
 APP_TYPES = "app."
 APP_FAMILY = "interaction"
-DEFECTS_MAX = 10
+RECORD_OVERHEAD_BYTES = 1024  # more than a record of ours has around its key and value
 SPECVERSION = fragment(specversion="1.0")
 HEADERS = [("content-type", CONTENT_TYPE_EVENT)]  # one list for all: the writer takes lists as they are
 
@@ -45,7 +47,6 @@ class Done:
     enriched: int = 0
     duplicates: int = 0
     dead_letters: int = 0
-    appended_bytes: int = 0
     received_at: datetime | None = None  # of the first event
     identities: dict[str, bytes] = field(default_factory=dict)  # appended: identity → content hash
 
@@ -59,18 +60,30 @@ class Route:
     attributes: bytes
 
 
+class Enriched(NamedTuple):
+    """An event in context, on its way to its topic."""
+
+    topic: str
+    value: bytes
+    identity: str
+    content_hash: bytes
+
+
 class Steps:
     """Enriches records; knows nothing of partitions' order, of retries and of offsets (see enrich.py)."""
 
-    def __init__(self, settings: Settings, schemas: Schemas, writer: Writer, user_agents: UserAgents) -> None:
+    def __init__(
+        self, settings: Settings, schemas: Schemas, writer: Writer, user_agents: UserAgents, brake: Brake
+    ) -> None:
+        self._brake = brake
         topics = Topics.of(settings)
         self._writer = writer
         self._ingress = IngressReader()
         self._topics = topics
-        self._dead_letter_bytes_max = settings.writer_batch_bytes_max // 2
+        self._event_bytes_max = settings.writer_batch_bytes_max - RECORD_OVERHEAD_BYTES
+        self._bytes_max = settings.writer_batch_bytes_max // 2
         self._user_agents = user_agents
         self._future_max = timedelta(seconds=settings.event_future_max_s)
-        self._defects = 0  # in a row
         self._json = msgspec.json.Encoder().encode
         self._qualities = {quality: quality.value.encode() for quality in TimeQuality}
         self._routes = {
@@ -93,45 +106,68 @@ class Steps:
         delivery: Delivery,
         bytes_max: int,
     ) -> Done:
-        """Append what these records become, up to `bytes_max`; stop early where the writer is full."""
-        done = Done()
-        for record in records:
+        """Append what these records become, up to `bytes_max`; stop early where the writer is full.
+
+        Raises:
+            Braked: too many are dead letters; nothing was appended.
+        """
+        worked_out, received_at = self._work_out(records, contexts, remembered, bytes_max)
+        letters = [out for out in worked_out if isinstance(out, DeadLetter)]
+        if letters:
+            self._brake.check(len(letters), len(worked_out), letters[-1].detail)
+        done = Done(received_at=received_at)
+        for record, out in zip(records, worked_out, strict=False):
             try:
-                self._enrich(record, contexts, remembered, delivery, done)
-            except Unreadable as error:
-                if not self._bury(DeadLetter(record, STAGE, EventCode.UNREADABLE, str(error)), delivery, done):
-                    break
-            except RecordTooLarge as error:
-                detail = f"too large for a batch once enriched: {error}"
-                if not self._bury(DeadLetter(record, STAGE, EventCode.UNREADABLE, detail), delivery, done):
-                    break
+                if out is None:
+                    done.duplicates += 1
+                elif isinstance(out, DeadLetter):
+                    self._bury(out, delivery, done)
+                else:
+                    self._append(out, record, delivery, done)
             except WriterFull:
                 break
+            done.records += 1
+        return done
+
+    def passed(self, done: Done) -> None:
+        """Remember what became of these, once Kafka has acknowledged them."""
+        self._brake.passed(done.dead_letters, done.records)
+
+    def _work_out(
+        self, records: Sequence[ConsumerRecord], contexts: Contexts, remembered: Remembered, bytes_max: int
+    ) -> tuple[list[Enriched | DeadLetter | None], datetime | None]:
+        """Return what the first records become (None: a retry), and when the first event of them was received."""
+        worked_out: list[Enriched | DeadLetter | None] = []
+        identities: dict[str, bytes] = {}
+        first_received: datetime | None = None
+        bytes_ = 0
+        for record in records:
+            out: Enriched | DeadLetter | None
+            try:
+                out, received = self._enrich(record, contexts, remembered, identities)
+                first_received = first_received or received.receipt.received_at
+            except Unreadable as error:
+                out = DeadLetter(record, STAGE, EventCode.UNREADABLE, str(error))
             except Exception as error:
                 # A defect of ours that one event in a million meets must not hold up its partition for ever. One that
-                # every event meets must not bury them all: after a few in a row the process ends, and says why.
-                self._defects += 1
-                if self._defects > DEFECTS_MAX:
-                    raise
+                # every event meets must not bury them all: the brake sees to it.
                 log.exception("a defect", partition=record.partition, offset=record.offset)
-                letter = DeadLetter(record, STAGE, EventCode.UNREADABLE, f"enrich could not cope with it: {error!r}")
-                if not self._bury(letter, delivery, done):
+                out = DeadLetter(record, STAGE, EventCode.UNREADABLE, f"enrich could not cope with it: {error!r}")
+            worked_out.append(out)
+            if out is not None:
+                bytes_ += len(record.value or b"") if isinstance(out, DeadLetter) else len(out.value)
+                if bytes_ >= bytes_max:
                     break
-            else:
-                self._defects = 0
-            done.records += 1
-            if done.appended_bytes >= bytes_max:
-                break
-        return done
+        return worked_out, first_received
 
     def _enrich(
         self,
         record: ConsumerRecord,
         contexts: Contexts,
         remembered: Remembered,
-        delivery: Delivery,
-        done: Done,
-    ) -> None:
+        identities: dict[str, bytes],
+    ) -> tuple[Enriched | None, Received]:
+        """Return the event in context, None for a retry; `identities` are those of the batch so far."""
         sent, received, assigned, content_hash = self._ingress.read(record)
         time, quality = self._place_in_time(sent, received)
         route = self._routes.get(sent.type) or self._route_unclassified(sent.type)
@@ -140,12 +176,9 @@ class Steps:
         if context is None or context.subject != subject:
             raise Unreadable("its key is not its subject")
         id_, source, value, missing = self._complete(record.value, sent, received, assigned, context)
-        if done.received_at is None:
-            done.received_at = received.receipt.received_at
         identity = f"{subject}\0{source}\0{id_}"
-        if done.identities.get(identity) == content_hash or remembered.holds(identity, content_hash):
-            done.duplicates += 1
-            return
+        if identities.get(identity) == content_hash or remembered.holds(identity, content_hash):
+            return None, received
         attributes = context.attributes if context.since <= time < context.until else context.at(time)
         if route.from_app and received.receipt.user_agent:
             attributes += self._user_agents.attributes(received.receipt.user_agent)
@@ -158,9 +191,14 @@ class Steps:
             record.offset,
         )
         event = splice(value, (missing, received.attributes, facts, attributes, route.attributes))
-        self._writer.append(route.topic, record.partition, record.key, event, HEADERS, delivery)
-        done.identities[identity] = content_hash
-        done.appended_bytes += len(event)
+        if len(event) + len(record.key) > self._event_bytes_max:
+            raise Unreadable(f"too large for a batch once enriched: {len(event)} bytes")
+        identities[identity] = content_hash
+        return Enriched(route.topic, event, identity, content_hash), received
+
+    def _append(self, out: Enriched, record: ConsumerRecord, delivery: Delivery, done: Done) -> None:
+        self._writer.append(out.topic, record.partition, record.key, out.value, HEADERS, delivery)
+        done.identities[out.identity] = out.content_hash
         done.enriched += 1
 
     def _place_in_time(self, sent: Sent, received: Received) -> tuple[datetime, TimeQuality]:
@@ -206,15 +244,12 @@ class Steps:
             value = without(value, empty)
         return id_, source, value, missing
 
-    def _bury(self, letter: DeadLetter, delivery: Delivery, done: Done) -> bool:
-        """Append a dead letter; False where the writer is full."""
+    def _bury(self, letter: DeadLetter, delivery: Delivery, done: Done) -> None:
+        """Append a dead letter; raises WriterFull."""
         out = dead_letters.outgoing(self._writer, self._topics, letter)
         try:
             self._writer.append(out.topic, out.partition, out.key, out.value, out.headers, delivery)
         except RecordTooLarge:
-            return self._bury(dead_letters.cut(letter, self._dead_letter_bytes_max), delivery, done)
-        except WriterFull:
-            return False
-        done.appended_bytes += len(out.value)
+            out = dead_letters.outgoing(self._writer, self._topics, dead_letters.cut(letter, self._bytes_max))
+            self._writer.append(out.topic, out.partition, out.key, out.value, out.headers, delivery)
         done.dead_letters += 1
-        return True

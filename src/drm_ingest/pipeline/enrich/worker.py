@@ -27,6 +27,7 @@ from drm_ingest.kafka.topics import Topics
 from drm_ingest.kafka.writer import Delivery, Writer
 from drm_ingest.metrics import Metrics
 from drm_ingest.outcome import Outcome
+from drm_ingest.pipeline.brake import Brake, Braked
 from drm_ingest.pipeline.enrich.directory import Contexts, Directory
 from drm_ingest.pipeline.enrich.remembered import Remembered
 from drm_ingest.pipeline.enrich.steps import Done, Steps
@@ -38,6 +39,7 @@ GROUP = "enrich"
 OUTCOMES = (Outcome.ENRICHED, Outcome.DUPLICATE, Outcome.DEAD_LETTER, Outcome.RETRIED)
 RETRY_S = 0.1
 RETRY_MAX_S = 2.0
+BRAKED_LOOK_S = 0.1
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +60,8 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
         await writer.start()
         stack.push_async_callback(writer.stop, settings.drain_timeout_s)
         directory = await stack.enter_async_context(Directory(settings, metrics))
-        worker = Worker(settings, metrics, writer, directory, Steps(settings, schemas, writer, user_agents))
+        steps = Steps(settings, schemas, writer, user_agents, Brake(settings))
+        worker = Worker(settings, metrics, writer, directory, steps)
         address = await stack.enter_async_context(
             health.serve(settings.worker_host, settings.enrich_port, metrics, worker.unready)
         )
@@ -76,6 +79,7 @@ class Lane:
         self.remembered = remembered
         self.acknowledged: int | None = None  # the offset to commit
         self.failing = False
+        self.braked: str | None = None  # why nothing moves
         self.gone = False
 
 
@@ -95,6 +99,7 @@ class Worker:
         self._outcomes = {outcome: metrics.outcomes.labels(outcome.value) for outcome in OUTCOMES}
         self._stopping = False
         self._committing = asyncio.Lock()
+        metrics.braked.set_function(lambda: any(lane.braked for lane in self._lanes.values()))
         self._reader = Reader(
             settings, metrics, GROUP, [Topics.of(settings).ingress], on_assigned=self._take, on_revoked=self._give_back
         )
@@ -107,6 +112,9 @@ class Worker:
             return "no partition of the ingress topic is this worker's"
         if not self._writer.ready:
             return "Kafka does not acknowledge"
+        for partition, lane in self._lanes.items():
+            if lane.braked is not None:
+                return f"partition {partition.partition} of the ingress topic is held: {lane.braked}"
         failing = [partition.partition for partition, lane in self._lanes.items() if lane.failing]
         return f"the last write from partition {min(failing)} was not acknowledged" if failing else None
 
@@ -150,7 +158,15 @@ class Worker:
         bytes_max = self._settings.writer_buffered_bytes_max // (2 * max(1, len(self._lanes)))
         while records and not (lane.gone or self._stopping):
             began = monotonic()
-            done, delivery = await self._write(records, contexts, lane.remembered, bytes_max)
+            try:
+                done, delivery = await self._write(records, contexts, lane.remembered, bytes_max)
+            except Braked as braked:
+                lane.braked = str(braked)
+                log.error("braked", partition=partition.partition, reason=lane.braked, retry_s=retry_s)
+                if not await self._wait_braked(partition, lane, retry_s):
+                    break
+                retry_s = min(2 * retry_s, self._settings.brake_retry_max_s)
+                continue
             if delivery.failed:
                 lane.failing = True
                 log.warning(
@@ -162,13 +178,26 @@ class Worker:
                 retry_s = min(2 * retry_s, RETRY_MAX_S)
                 continue
             retry_s = RETRY_S
-            lane.failing = False
+            if lane.braked is not None:
+                log.info("goes on", partition=partition.partition)
+            lane.failing, lane.braked = False, None
+            self._steps.passed(done)
             lane.remembered.add(done.identities)
             lane.acknowledged = records[done.records - 1].offset + 1
             self._metrics.batch_seconds.observe(monotonic() - began)
             records = records[done.records :] if done.records < len(records) else []
         if not lane.gone:
             self._reader.release([partition])
+
+    async def _wait_braked(self, partition: TopicPartition, lane: Lane, wait_s: float) -> bool:
+        """Wait with the batch in hand; False where a rebalance or the end wants it out of our hands."""
+        until = monotonic() + wait_s
+        while monotonic() < until:
+            if lane.gone or self._stopping or self._reader.draining:
+                return False
+            self._reader.hold([partition])  # we are alive
+            await asyncio.sleep(BRAKED_LOOK_S)
+        return True
 
     async def _write(
         self, records: list[ConsumerRecord], contexts: Contexts, remembered: Remembered, bytes_max: int
