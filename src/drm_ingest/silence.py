@@ -4,6 +4,7 @@ A network that swallows packets tells nobody. Without this a request in flight w
 without one for ever, and what is sent again after the network healed comes late: TCP doubles its pauses.
 """
 
+import contextlib
 import socket
 from typing import Any
 
@@ -20,12 +21,13 @@ def end_silence(transport: Any, silent_max_s: float) -> None:
     if own is None or own.family not in {socket.AF_INET, socket.AF_INET6}:
         return
     interval_s = max(1, round(silent_max_s / (PROBES + 1)))
-    own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (
-        ("TCP_KEEPIDLE", interval_s),
-        ("TCP_KEEPINTVL", interval_s),
-        ("TCP_KEEPCNT", PROBES),
-        ("TCP_USER_TIMEOUT", round(silent_max_s * 1000)),
-    ):
-        if (number := getattr(socket, option, None)) is not None:
-            own.setsockopt(socket.IPPROTO_TCP, number, value)
+    with contextlib.suppress(OSError, ValueError):  # it has ended already: uvloop's socket has no descriptor then
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (
+            ("TCP_KEEPIDLE", interval_s),
+            ("TCP_KEEPINTVL", interval_s),
+            ("TCP_KEEPCNT", PROBES),
+            ("TCP_USER_TIMEOUT", round(silent_max_s * 1000)),
+        ):
+            if (number := getattr(socket, option, None)) is not None:
+                own.setsockopt(socket.IPPROTO_TCP, number, value)

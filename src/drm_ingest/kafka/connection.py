@@ -2,6 +2,7 @@
 
 import ssl
 from typing import Any
+from weakref import WeakSet
 
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection
@@ -61,11 +62,13 @@ def end_silence(opened: AIOKafkaConnection, settings: Settings) -> None:
 def end_silences(client: AIOKafkaClient, settings: Settings) -> None:
     """Do so with every connection that one of aiokafka's clients makes from now on; it has no place for it."""
     get = client._get_conn
+    done: WeakSet[AIOKafkaConnection] = WeakSet()
 
     async def get_ending(*arguments: Any, **named: Any) -> AIOKafkaConnection | None:
         got: AIOKafkaConnection | None = await get(*arguments, **named)
-        if got is not None:
+        if got is not None and got not in done:
             end_silence(got, settings)
+            done.add(got)
         return got
 
     client._get_conn = get_ending
