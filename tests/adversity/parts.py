@@ -7,8 +7,10 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import asyncpg
@@ -28,21 +30,40 @@ KEY = "the-key-of-the-tests"
 READY_WITHIN_S = 60.0
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a process runs, if not here as all the others."""
+
+    host: str = "127.0.0.1"
+    command: Sequence[str] = ()  # in front of its own
+    environment: Mapping[str, str] = field(default_factory=dict)  # beside that of the settings
+
+
+HERE = Place()
+
+
 class Parts(Whole):
     """`edge`, `enrich` and `attach` as children: `parts["edge"].kill()`, `.signal(…)`, `.start()`."""
 
-    def __init__(self, settings: Settings, folder: Path, processes: Sequence[str] = PROCESSES) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        processes: Sequence[str] = PROCESSES,
+        places: Mapping[str, Place] = MappingProxyType({}),
+    ) -> None:
         self.settings = settings
+        self._places = {name: places.get(name, HERE) for name in processes}
         environment = make_environment(settings)
         self._children = {
             name: Child(
                 name,
-                [sys.executable, "-m", "drm_ingest", name],
+                [*place.command, sys.executable, "-m", "drm_ingest", name],
                 log_file=folder / f"{name}.log",
                 pid_file=folder / f"{name}.pid",
-                env=environment,
+                env={**environment, **place.environment},
             )
-            for name in processes
+            for name, place in self._places.items()
         }
 
     def __getitem__(self, process: str) -> Child:
@@ -61,7 +82,7 @@ class Parts(Whole):
         }
 
     def url(self, process: str) -> str:
-        return f"http://127.0.0.1:{getattr(self.settings, f'{process}_port')}"
+        return f"http://{self._places[process].host}:{getattr(self.settings, f'{process}_port')}"
 
     def start(self) -> None:
         """Create topics and key, start all and wait until all are ready."""
