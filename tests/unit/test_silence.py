@@ -11,11 +11,10 @@ from drm_ingest.silence import end_silence
 
 async def options_of_a_connection(*, ended: bool) -> tuple[int, int]:
     """Return SO_KEEPALIVE and TCP_USER_TIMEOUT (in ms) of a connection, its silence bounded to 7 s."""
-    theirs: list[asyncio.StreamWriter] = []
-    server = await asyncio.start_server(lambda _, writer: theirs.append(writer), "127.0.0.1", 0)
+    accepted: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
+    server = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), "127.0.0.1", 0)
     _, ours = await asyncio.open_connection(*server.sockets[0].getsockname())
-    while not theirs:
-        await asyncio.sleep(0.001)
+    theirs = await accepted
     own = ours.get_extra_info("socket")
     if ended:
         ours.transport.abort()
@@ -27,7 +26,7 @@ async def options_of_a_connection(*, ended: bool) -> tuple[int, int]:
             own.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
             own.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
         )
-    for writer in (ours, *theirs):
+    for writer in (ours, theirs):
         writer.transport.abort()
     server.close()
     await server.wait_closed()
