@@ -21,7 +21,7 @@ _HEADERS_MAX = 10_000  # remembered as they came, to save hashing the same key a
 _ROWS_AT_ONCE = (
     1000  # then others have their turn: a hundred thousand keys would hold up the loop for a tenth of a second
 )
-_UNREACHABLE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_UNREACHABLE = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 log = structlog.get_logger(__name__)
 

@@ -6,14 +6,13 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 
-import asyncpg
 import uvicorn
 from fastapi import FastAPI
 
 from drm_ingest import health, logs
 from drm_ingest.metrics import Metrics
 from drm_ingest.postgres.migrate import BadMigrations, pending
-from drm_ingest.postgres.pool import Pool, open_pool
+from drm_ingest.postgres.pool import PASSING, Pool, open_pool
 from drm_ingest.serve import devices, events, parties, problems, records, relationships, senders
 from drm_ingest.serve.access import Store
 from drm_ingest.serve.requests import Requests
@@ -102,6 +101,6 @@ class Readiness:
                 self.reason = f"run drm-ingest migrate: {', '.join(todo)} is missing" if todo else None
             except BadMigrations as error:
                 self.reason = str(error)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except PASSING as error:
                 self.reason = f"Postgres cannot be reached: {error or type(error).__name__}"
             await asyncio.sleep(READINESS_INTERVAL_S)

@@ -183,6 +183,7 @@ _UNAVAILABLE = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,  # the connection closed under us
+    asyncpg.InternalClientError,  # and did so at the wrong moment for asyncpg
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # shutting down, starting up, cancelled
     asyncpg.InsufficientResourcesError,  # too many connections, disk full, out of memory
