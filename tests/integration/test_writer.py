@@ -17,7 +17,15 @@ from tests.integration.brokers import SecondBroker, strike
 
 from drm_ingest.kafka.connection import KafkaUnreachable
 from drm_ingest.kafka.topics import Topics, create
-from drm_ingest.kafka.writer import Delivery, NotAcknowledged, Outgoing, RecordTooLarge, Writer, WriterFull
+from drm_ingest.kafka.writer import (
+    Delivery,
+    NotAcknowledged,
+    Outgoing,
+    RecordTooLarge,
+    RefusedForGood,
+    Writer,
+    WriterFull,
+)
 from drm_ingest.metrics import Metrics
 from drm_ingest.settings import Settings
 from drm_ingest.up.kafka import Kafka
@@ -105,7 +113,7 @@ async def test_records_arrive_as_they_were_appended(settings: Settings, topic: s
 
 
 async def test_one_key_keeps_its_order_over_many_rounds_and_full_batches(settings: Settings, topic: str) -> None:
-    small = settings.model_copy(update={"writer_batch_bytes_max": 4096})
+    small = settings.model_copy(update={"writer_batch_bytes_max": 4096, "produce_deadline_s": 60})  # a busy machine
     async with writing(small) as writer:
         sent = []
         for request in range(200):
@@ -238,6 +246,30 @@ async def test_a_batch_that_kafka_refuses_for_good_fails_at_once(settings: Setti
         with pytest.raises(NotAcknowledged, match="MessageSizeTooLarge"):
             await asyncio.wait_for(writer.write([Outgoing(strict, 0, b"k", bytes(2000))]), 60)
         await writer.write([Outgoing(strict, 0, b"k", bytes(100)), Outgoing(topic, 0, b"k", b"v")])
+
+
+async def test_of_a_batch_over_the_limit_of_the_topic_only_the_record_that_is_too_large_fails_and_order_is_kept(
+    settings: Settings, topic: str
+) -> None:
+    strict = Topics.of(settings).events("strict")
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
+    await admin.start()
+    try:
+        config = {"max.message.bytes": "1000"}
+        await admin.create_topics([NewTopic(strict, settings.topic_partitions, 1, topic_configs=config)])
+    finally:
+        await admin.close()
+    async with writing(settings) as writer:
+        values = [b"%02d" % number + bytes(2000 if number == 13 else 300) for number in range(40)]
+        each = [send(writer, strict, [value]) for value in values]
+        for sent in each:
+            await sent.settled.wait()
+        assert [number for number, sent in enumerate(each) if sent.delivery.failed] == [13]
+        assert isinstance(each[13].delivery.error, RefusedForGood)
+        assert writer.ready
+        assert writer.buffered_bytes == 0
+    found = [record.value for record in (await read_all(settings, strict))[0]]
+    assert found == values[:13] + values[14:]
 
 
 # -- bad days -----------------------------------------------------------------------------------------------------

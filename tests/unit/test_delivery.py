@@ -3,6 +3,7 @@
 from time import monotonic
 
 import pytest
+from aiokafka.record.memory_records import MemoryRecords
 
 from drm_ingest.kafka.batch import Batch, Delivery
 
@@ -94,3 +95,33 @@ def test_a_batch_counts_the_records_of_interleaved_deliveries(records: int) -> N
     two.seal()
     batch.settle(None)
     assert settled == [one, two]
+
+
+@pytest.mark.parametrize("owners", ["aa", "ab", "aab", "aabbbcca", "abcabcabcabcabc"])
+def test_the_halves_of_a_batch_have_its_records_in_order_and_its_deliveries_settle_once(owners: str) -> None:
+    settled: list[Delivery] = []
+    deliveries = {name: Delivery(settled.append) for name in owners}
+    batch = Batch(1000, born := monotonic())
+    for number, name in enumerate(owners):
+        batch.append(batch.records, batch.timestamp_ms, name.encode(), b"%d" % number, [("header", b"x")])
+        batch.records += 1
+        batch.begin(deliveries[name])
+        deliveries[name].pending += 1
+    batch.bytes = 1001
+    for delivery in deliveries.values():
+        delivery.seal()
+    batch.wire()
+    first, second = batch.split()
+    found = [record for half in (first, second) for record in MemoryRecords(bytes(half.wire())).next_batch()]
+    assert [(record.key.decode(), record.value.decode()) for record in found] == [
+        (name, str(number)) for number, name in enumerate(owners)
+    ]
+    assert all(list(record.headers) == [("header", b"x")] for record in found)
+    assert (first.records + second.records, first.bytes + second.bytes) == (len(owners), 1001)
+    assert (first.born, second.born) == (born, born)
+    second.settle(OSError())
+    first.settle(None)
+    assert len(settled) == len(deliveries)
+    assert {name: deliveries[name].failed for name in deliveries} == {
+        name: owners[len(owners) // 2 :].count(name) for name in deliveries
+    }

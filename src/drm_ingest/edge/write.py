@@ -8,7 +8,7 @@ import structlog
 from drm_ingest.edge.admit import Admitted
 from drm_ingest.edge.answer import Answer
 from drm_ingest.errors import PROBLEMS, Refusal
-from drm_ingest.kafka.writer import Delivery, Writer
+from drm_ingest.kafka.writer import Delivery, RefusedForGood, Writer
 from drm_ingest.metrics import Metrics
 from drm_ingest.outcome import Outcome
 from drm_ingest.settings import Settings
@@ -110,12 +110,17 @@ class Write:
         """Return a 503 for what the writer has no room for."""
         return self.overloaded("Kafka is behind and the buffer is full")
 
-    def not_acknowledged(self) -> Refusal:
-        """Return a 503 for events whose fate is not known."""
+    def not_acknowledged(self, error: BaseException | None = None) -> Refusal:
+        """Return a 503 for events whose fate is not known, or that Kafka refuses until somebody mends it."""
         seconds = self.retry_after_s
         detail = (
             f"Kafka did not confirm every event in time; send all of it again in {seconds} s, which is always safe."
         )
+        if isinstance(error, RefusedForGood):
+            detail = (
+                "Kafka refuses at least one of these events, which is for whoever runs this to mend (its log says what "
+                "is wrong); keep all of it and send it again later, which is always safe."
+            )
         return Refusal("not_acknowledged", detail, retry_after_s=seconds)
 
 
@@ -140,4 +145,4 @@ class _Writing:
         if known:
             self._reply(write.answer(admitted, self._request_id))
         else:
-            self._reply(write.refuse(write.not_acknowledged(), self._request_id))
+            self._reply(write.refuse(write.not_acknowledged(delivery.error), self._request_id))

@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
 
 log = structlog.get_logger(__name__)
 
@@ -15,6 +16,10 @@ Headers = Sequence[tuple[str, bytes]]
 
 class RecordTooLarge(Exception):
     """One record is larger than `writer_batch_bytes_max`; nothing was appended, and no retry helps."""
+
+
+class RefusedForGood(Exception):
+    """Kafka refuses a record, and no retry of ours changes that: somebody has to mend the topic, or our rights."""
 
 
 class Delivery:
@@ -54,8 +59,8 @@ class Batch:
     # The builder is aiokafka's in Cython, without the layers of its producer: 0.4 µs a record with two headers,
     # where its BatchBuilder takes 0.55 and records put together in Python 0.7.
     __slots__ = (
-        "_builder", "_deliveries", "_wire", "append", "born", "bytes", "counts", "newest", "records", "settled",
-        "timestamp_ms",
+        "_builder", "_bytes_max", "_deliveries", "_wire", "append", "born", "bytes", "counts", "newest", "records",
+        "settled", "timestamp_ms",
     )  # fmt: skip
 
     def __init__(self, bytes_max: int, born: float) -> None:
@@ -64,6 +69,7 @@ class Batch:
             producer_id=-1, producer_epoch=-1, base_sequence=-1, batch_size=bytes_max,
         )  # fmt: skip
         self.append: Callable[[int, int, bytes, bytes, Any], Any] = self._builder.append
+        self._bytes_max = bytes_max
         self.born = born  # monotonic seconds; the deadline of all its records counts from here
         self.timestamp_ms = int(time() * 1000)  # one for all: the topics are LogAppendTime, the broker puts its own
         self.bytes = 0
@@ -85,6 +91,24 @@ class Batch:
         if self._wire is None:
             self._wire = self._builder.build()  # it can be asked only once, and a retry needs it again
         return self._wire
+
+    def split(self) -> tuple["Batch", "Batch"]:
+        """Return its records in two halves, as old as it is, which take its place; it must have two at least."""
+        halves = Batch(self._bytes_max, self.born), Batch(self._bytes_max, self.born)
+        owners = (owner for owner, count in zip(self._deliveries, self.counts, strict=True) for _ in range(count))
+        middle = self.records // 2
+        records = MemoryRecords(bytes(self.wire())).next_batch()
+        for number, (record, owner) in enumerate(zip(records, owners, strict=True)):
+            half = halves[number >= middle]
+            half.append(half.records, self.timestamp_ms, record.key, record.value, list(record.headers))
+            half.records += 1
+            if half.newest is owner:
+                half.counts[-1] += 1
+            else:
+                half.begin(owner)
+        halves[0].bytes = self.bytes * middle // self.records  # together what it was: bytes are counted by these
+        halves[1].bytes = self.bytes - halves[0].bytes
+        return halves
 
     def settle(self, error: BaseException | None) -> None:
         """Tell every delivery what became of its records; the first call counts."""

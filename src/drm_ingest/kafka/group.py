@@ -13,6 +13,7 @@ from aiokafka.errors import (
     CommitFailedError,
     IllegalStateError,
     KafkaConnectionError,
+    KafkaTimeoutError,
     OffsetOutOfRangeError,
 )
 
@@ -182,20 +183,19 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         return found
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commit; when the partitions went to another member, or Kafka does not answer, say so and go on.
-
-        The next commit makes up for it; after a crash some records are read twice.
+        """Commit; when the partitions went to another member, say so and go on: that one reads them again.
 
         Raises:
-            KafkaError: not allowed.
+            KafkaError: not committed: Kafka does not answer, or does not allow it. Commit again, or after a crash
+                these are read twice.
         """
         try:
             async with asyncio.timeout(COMMIT_TIMEOUT_S):
                 await self._consumer.commit(dict(offsets))
         except (CommitFailedError, IllegalStateError):
             log.info("a commit came too late: the partitions were given to another", group=self._name)
-        except TimeoutError:
-            log.warning("a commit was not answered", group=self._name)
+        except TimeoutError as error:
+            raise KafkaTimeoutError(f"no answer to a commit within {COMMIT_TIMEOUT_S:.0f} s") from error
 
     # -- positions ------------------------------------------------------------------------------------------------
 

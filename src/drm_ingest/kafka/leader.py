@@ -7,7 +7,7 @@ from time import monotonic
 import structlog
 from aiokafka.errors import KafkaError, for_code
 
-from drm_ingest.kafka.batch import Batch, Lane
+from drm_ingest.kafka.batch import Batch, Lane, RefusedForGood
 from drm_ingest.kafka.cluster import Cluster
 from drm_ingest.kafka.produce import BrokerConnection
 from drm_ingest.metrics import Metrics
@@ -23,6 +23,8 @@ TRUST_AGAIN_S = 5.0  # an idle broker's last failure says nothing about now afte
 # A retry changes nothing: too large (10, 18), not allowed (17, 29, 31, 44), not a record (2, 32, 42, 43, 76, 87).
 # Every other refusal may pass until the deadline.
 PERMANENT = frozenset({2, 10, 17, 18, 29, 31, 32, 42, 43, 44, 76, 87})
+TOO_LARGE = frozenset({10, 18})  # with fewer records it may pass: somebody lowered the topic's max.message.bytes
+TELL_EVERY_S = 10.0
 
 Round = dict[tuple[str, int], tuple[Lane, Batch]]
 
@@ -61,6 +63,7 @@ class Leader:
         self._acknowledges = True
         self._failures = 0  # in a row, to reach it at all
         self._failed_at = 0.0
+        self._told_at = 0.0  # of batches that had to be split
 
     @property
     def healthy(self) -> bool:
@@ -154,7 +157,15 @@ class Leader:
                 if code not in PERMANENT:
                     self._cluster.refresh_soon()
                     continue
-                log.error("Kafka refuses a batch for good", topic=topic, partition=partition, error=repr(refused))
+                if code in TOO_LARGE and batch.records > 1 and not batch.settled:
+                    del round_[topic, partition]
+                    self._split(lane, batch)
+                    continue
+                log.error(
+                    "Kafka refuses a batch for good; mend what it says, nothing needs a restart",
+                    topic=topic, partition=partition, records=batch.records, bytes=batch.bytes, error=repr(refused),
+                )  # fmt: skip
+                refused = lane.error = RefusedForGood(f"{type(refused).__name__}: {refused}")
             else:
                 self._acknowledges = True
                 self._metrics.batch_events.observe(batch.records)
@@ -180,6 +191,18 @@ class Leader:
             lane.waiting.appendleft(batch)
         lane.blocked = True
         asyncio.get_running_loop().call_later(RETRY_PAUSE_S, self._unblock, lane)
+
+    def _split(self, lane: Lane, batch: Batch) -> None:
+        """Send its halves in its place, in order, so that only a record which is too large by itself fails."""
+        if monotonic() - self._told_at > TELL_EVERY_S:
+            self._told_at = monotonic()
+            log.warning(
+                "Kafka takes no batch that large, it is split; raise the topic's max.message.bytes",
+                topic=lane.topic, partition=lane.partition, records=batch.records, bytes=batch.bytes,
+            )  # fmt: skip
+        lane.in_flight = None
+        lane.waiting.extendleft(reversed(batch.split()))
+        self._on_free(lane)
 
     def _unblock(self, lane: Lane) -> None:
         # By the timer alone and never by the clock: uvloop's timers are up to a millisecond early.

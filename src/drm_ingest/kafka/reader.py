@@ -159,7 +159,8 @@ class Reader:
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Commit the offsets to read on from; those of partitions no longer ours are left out.
 
-        A commit that Kafka does not answer is made up for by the next.
+        Raises:
+            KafkaError: not committed; the same offsets, or later ones, are to be committed again.
         """
         ours = {partition: offset for partition, offset in offsets.items() if partition in self.assigned}
         if ours:

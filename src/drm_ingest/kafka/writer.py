@@ -15,7 +15,7 @@ from time import monotonic
 
 import structlog
 
-from drm_ingest.kafka.batch import Batch, Delivery, Headers, Lane, RecordTooLarge
+from drm_ingest.kafka.batch import Batch, Delivery, Headers, Lane, RecordTooLarge, RefusedForGood
 from drm_ingest.kafka.cluster import Cluster
 from drm_ingest.kafka.leader import Leader
 from drm_ingest.kafka.partition import remembered_murmur2
@@ -23,7 +23,9 @@ from drm_ingest.kafka.topics import Topics
 from drm_ingest.metrics import Metrics
 from drm_ingest.settings import Settings
 
-__all__ = ["Delivery", "Headers", "NotAcknowledged", "Outgoing", "RecordTooLarge", "Writer", "WriterFull"]
+__all__ = [
+    "Delivery", "Headers", "NotAcknowledged", "Outgoing", "RecordTooLarge", "RefusedForGood", "Writer", "WriterFull",
+]  # fmt: skip
 
 log = structlog.get_logger(__name__)
 

@@ -80,11 +80,14 @@ class Kafka(Server):
         controller_port: int | None = None,
         log_file: Path | None = None,
         console: Console | None = None,
+        cluster_id: str | None = None,
     ) -> None:
+        """`cluster_id` counts when the storage is formatted; without it a new one is made."""
         self.directory = directory.resolve()
         self.port = port or free_port()
         self.controller_port = controller_port or free_port(taken=[self.port])
         self._console = console
+        self._cluster_id = cluster_id
         self._class_path = ""
         self.child = Child(
             "kafka",
@@ -103,11 +106,10 @@ class Kafka(Server):
         """Fetch what is missing, write the configuration, format the storage once; raises FetchFailed, OSError."""
         self._class_path = ":".join(str(jar) for jar in kafka_jars(self._console))
         self.directory.mkdir(parents=True, exist_ok=True)
-        properties = PROPERTIES.format(port=self.port, controller_port=self.controller_port)
-        (self.directory / "server.properties").write_text(properties, encoding="ascii")
+        (self.directory / "server.properties").write_text(self.properties(), encoding="ascii")
         (self.directory / "log4j2.properties").write_text(LOGGING, encoding="ascii")
         if not (self.directory / "data" / "meta.properties").exists():
-            cluster_id = new_cluster_id()
+            cluster_id = self._cluster_id or new_cluster_id()
             tool = ["kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", "server.properties"]
             done = subprocess.run(
                 [*self._java(64), *tool],
@@ -120,6 +122,10 @@ class Kafka(Server):
             if done.returncode != 0:
                 raise OSError(f"Kafka could not format {self.directory}: {(done.stdout + done.stderr).strip()}")
         self.child.argv = [*self._java(HEAP_MB), "kafka.Kafka", "server.properties"]
+
+    def properties(self) -> str:
+        """Return its configuration; of a name that is there twice the last counts."""
+        return PROPERTIES.format(port=self.port, controller_port=self.controller_port)
 
     def ready(self) -> bool:
         """Whether the broker answers and takes part in its own cluster."""

@@ -285,6 +285,7 @@ class Worker:
             try:
                 await self._reader.commit(offsets)
             except KafkaError as error:
+                self._to_commit = offsets | self._to_commit  # with the next, or an idle partition would seem behind
                 log.info("offsets not committed", reason=str(error) or type(error).__name__)
 
 

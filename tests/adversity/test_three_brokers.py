@@ -1,0 +1,157 @@
+"""Three brokers, two of which must have an event before its 200: one may die, two may not, and nobody is told a lie."""
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from tests.adversity.parts import Parts
+from tests.adversity.posting import Posts, posting, slowest_s, statuses
+from tests.conftest import make_settings
+from tests.integration.brokers import Cluster, Node, strike
+
+from drm_ingest.kafka.partition import remembered_murmur2
+from drm_ingest.kafka.topics import Topics
+from drm_ingest.settings import Settings
+
+BACK_WITHIN_S = 15.0
+
+Seen = Callable[[str], None]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three brokers for all tests that leave them running."""
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.kill()
+
+
+@pytest.fixture
+async def parts(cluster: Cluster, database: str, start_parts: Callable[[Settings], Parts]) -> Parts:
+    settings = make_settings(cluster.nodes[0], database).model_copy(
+        update={
+            "kafka_bootstrap": cluster.bootstrap, "topic_replication_factor": 3, "topic_min_insync_replicas": 2,
+            "produce_deadline_s": 4, "produce_request_timeout_s": 2,
+        }
+    )  # fmt: skip
+    return await asyncio.to_thread(start_parts, settings)
+
+
+async def partitions_of_all_topics(settings: Settings) -> dict[tuple[str, int], tuple[int, int]]:
+    """Return the leader of each partition and how many replicas are in sync."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
+    await admin.start()
+    try:
+        names = [name for name in await admin.list_topics() if name.startswith((settings.topic_prefix, "__consumer"))]
+        return {
+            (topic["topic"], part["partition"]): (part["leader"], len(part["isr"]))
+            for topic in await admin.describe_topics(names)
+            for part in topic["partitions"]
+        }
+    finally:
+        await admin.close()
+
+
+async def leader_of_ingress(cluster: Cluster, settings: Settings) -> Node:
+    found = await partitions_of_all_topics(settings)
+    return cluster.nodes[found[Topics.of(settings).ingress, 0][0] - 1]
+
+
+async def in_sync(settings: Settings, within_s: float = 60.0) -> None:
+    """Wait until every partition has all its replicas."""
+    async with asyncio.timeout(within_s):
+        while any(replicas < 3 for _, replicas in (await partitions_of_all_topics(settings)).values()):  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
+
+
+async def back_after(posts: Posts, since: float, partitions: int, within_s: float = 60.0) -> float:
+    """Wait until a request sent after `since` is acknowledged on each partition; return the seconds to the last."""
+    while True:
+        first: dict[int, float] = {}
+        for post in posts.all:
+            if post.sent_at > since and post.status == 200:
+                first.setdefault(remembered_murmur2(post.subject.encode()) % partitions, post.answered_at)
+        if len(first) == partitions:
+            return max(first.values()) - since
+        assert time.monotonic() - since < within_s, f"no 200 on some partitions: {first}"
+        await asyncio.sleep(0.1)
+
+
+@pytest.mark.row("three-brokers")
+@pytest.mark.parametrize(
+    "what", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)], ids=["killed", "frozen"]
+)
+async def test_a_leader_that_is_gone_is_replaced_within_15_s_and_nothing_acknowledged_goes_with_it(
+    cluster: Cluster, parts: Parts, seed: int, seen: Seen, what: signal.Signals
+) -> None:
+    settings = parts.settings
+    async with parts.ledger(events=8000, seed=seed, rate=2000), posting(parts) as posts:
+        await back_after(posts, time.monotonic(), settings.topic_partitions)
+        leader = await leader_of_ingress(cluster, settings)
+        await strike(leader, what)
+        gone_at = time.monotonic()
+        back_s = await back_after(posts, gone_at, settings.topic_partitions)
+        workers_s = [await parts.ready(worker) + back_s for worker in ("enrich", "attach")]
+    await posts.check_stored()  # by the two that are left
+    if what is signal.SIGSTOP:
+        leader.signal(signal.SIGCONT)
+    else:
+        await asyncio.to_thread(leader.start)
+    await in_sync(settings)
+
+    seen(f"leader {what.name}: edge back after {back_s:.1f} s, workers {max(workers_s):.1f} s")
+    assert back_s < BACK_WITHIN_S
+    assert max(workers_s) < BACK_WITHIN_S
+    assert slowest_s(posts.all) < settings.produce_deadline_s + 1
+
+
+@pytest.mark.row("three-brokers")
+async def test_while_two_are_dead_nothing_is_acknowledged_and_when_they_are_back_the_ledger_is_exact(
+    cluster: Cluster, parts: Parts, seed: int, seen: Seen
+) -> None:
+    settings = parts.settings
+    async with parts.ledger(events=8000, seed=seed, rate=2000) as ledger, posting(parts) as posts:
+        await back_after(posts, time.monotonic(), settings.topic_partitions)
+        leader = await leader_of_ingress(cluster, settings)
+        dead = [leader, next(node for node in cluster.nodes if node is not leader)]
+        await asyncio.gather(*(strike(node, signal.SIGKILL) for node in dead))
+        gone_at = time.monotonic()
+        await asyncio.sleep(settings.produce_deadline_s + 3)
+        gone = posts.answered(gone_at + 1, time.monotonic())
+        await asyncio.to_thread(cluster.start)
+        back_at = time.monotonic()
+        back_s = await back_after(posts, back_at, settings.topic_partitions)
+    await posts.check_stored()
+    await in_sync(settings)
+
+    seen(f"two die: {len(gone)} posts answered {dict(statuses(gone))}; back {back_s:.1f} s after them")
+    assert set(statuses(gone)) == {503}
+    assert slowest_s(posts.all) < settings.produce_deadline_s + 1
+    assert back_s < BACK_WITHIN_S
+    assert ledger.resent
+
+
+@pytest.mark.row("three-brokers")
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+async def test_brokers_restarted_one_after_another_as_by_an_operator_are_not_noticed_by_senders(
+    cluster: Cluster, parts: Parts, seed: int, seen: Seen
+) -> None:
+    async with parts.ledger(events=60_000, seed=seed, rate=1500) as ledger, posting(parts) as posts:
+        await back_after(posts, time.monotonic(), parts.settings.topic_partitions)
+        for node in cluster.nodes:
+            assert await asyncio.to_thread(node.stop)
+            await asyncio.to_thread(node.start)
+            await in_sync(parts.settings)
+            await asyncio.sleep(2)
+        rolled = posts.all.copy()
+    await posts.check_stored()
+    seen(f"rolling: {dict(statuses(rolled))}, the slowest {slowest_s(rolled):.1f} s")
+    assert set(statuses(posts.all)) == {200}
+    assert not ledger.resent
