@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -50,15 +50,19 @@ class Posts:
             assert time.monotonic() - since < within_s, f"no 200 for {within_s} s: {statuses(self.all[-50:])}"
             await asyncio.sleep(0.05)
 
-    async def check_stored(self) -> None:
-        """Hold that each acknowledged event is stored once, and none twice; call it when the path is quiet."""
+    async def stored(self, posts: Sequence[Post]) -> Counter[str]:
+        """Return which of their subjects are stored, and how often."""
         connection = await asyncpg.connect(self.of_whole.where["postgres_dsn"])
         try:
-            subjects = [post.subject for post in self.all]
+            subjects = [post.subject for post in posts]
             found = await connection.fetch("select subject from event where subject = any($1)", subjects, timeout=60)
         finally:
             await connection.close()
-        stored = Counter(subject for (subject,) in found)
+        return Counter(subject for (subject,) in found)
+
+    async def check_stored(self) -> None:
+        """Hold that each acknowledged event is stored once, and none twice; call it when the path is quiet."""
+        stored = await self.stored(self.all)
         acknowledged = {post.subject for post in self.all if post.status == 200}
         assert not acknowledged - stored.keys(), "acknowledged, and not stored"
         assert not [subject for subject, times in stored.items() if times > 1], "stored more than once"
