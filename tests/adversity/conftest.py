@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from tests.adversity import rows
-from tests.adversity.parts import PROCESSES, Parts
+from tests.adversity.parts import PROCESSES, Parts, Place
 from tests.adversity.running import Running
 
 from drm_ingest.settings import Settings
@@ -105,8 +106,10 @@ def start_parts(tmp_path: Path) -> Iterator[Callable[..., Parts]]:
     """Return a function that starts the parts, with these settings, on whatever they name; all end with the test."""
     started: list[Parts] = []
 
-    def start(settings: Settings, processes: Sequence[str] = PROCESSES) -> Parts:
-        started.append(Parts(settings, tmp_path / f"parts-{len(started)}", processes))
+    def start(
+        settings: Settings, processes: Sequence[str] = PROCESSES, places: Mapping[str, Place] = MappingProxyType({})
+    ) -> Parts:
+        started.append(Parts(settings, tmp_path / f"parts-{len(started)}", processes, places))
         started[-1].start()
         return started[-1]
 
