@@ -4,6 +4,40 @@ CREATE EXTENSION IF NOT EXISTS btree_gist WITH SCHEMA public;
 
 COMMENT ON EXTENSION btree_gist IS 'support for indexing common datatypes in GiST';
 
+CREATE FUNCTION public.drop_event_month(month timestamp with time zone) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+begin
+    execute format('drop table %I', 'event_' || to_char(month at time zone 'UTC', 'YYYY_MM'));
+end $$;
+
+COMMENT ON FUNCTION public.drop_event_month(month timestamp with time zone) IS 'Drop the partition of a month, and all events in it.';
+
+CREATE FUNCTION public.make_event_month(month timestamp with time zone) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $_$
+declare
+    until timestamptz := date_add(month, '1 month', 'UTC');
+    name text := 'event_' || to_char(month at time zone 'UTC', 'YYYY_MM');
+begin
+    if month <> date_trunc('month', month, 'UTC') then
+        raise exception '% is not the beginning of a month', month using errcode = 'invalid_parameter_value';
+    end if;
+    -- Attaching a table takes no lock that writers or readers of other months notice, as `partition of` would.
+    execute format('create table %I (like event including defaults including constraints including storage)', name);
+    -- From here on nobody adds to what is being moved.
+    lock table event_default in access exclusive mode;
+    execute format(
+        'with moved as (delete from event_default where occurred_at >= $1 and occurred_at < $2 returning *) '
+        'insert into %I select * from moved', name
+    ) using month, until;
+    execute format('alter table event attach partition %I for values from (%L) to (%L)', name, month, until);
+end $_$;
+
+COMMENT ON FUNCTION public.make_event_month(month timestamp with time zone) IS 'Make the partition of a month, with what the default partition has of it.';
+
 CREATE FUNCTION public.tell_directory() RETURNS trigger
     LANGUAGE plpgsql
     AS $$

@@ -52,7 +52,7 @@ refuses, and `dead.py` notes what cannot be stored. `partitions.py` makes months
 `credentials.py` holds the keys for the edge, and `directory.py` answers enrich who a device is and whose. `registry.py`
 has senders, parties and devices, `relationships.py` who held which role when, and `records.py` puts a party's record
 together from all of it when it is read, so that a correction learnt late is right at once; `fates.py` tells what became
-of a single event.
+of a single event. Each process has the rights of its own role and no others (`roles.py`).
 
 **serve** shows it to people and their programs. `app.py` opens the rooms. `requests.py` gives each request an id and a
 bound, `access.py` asks who it is and lends it a connection, `problems.py` answers what goes wrong; `shapes.py` and

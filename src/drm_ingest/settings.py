@@ -113,8 +113,13 @@ class Settings(BaseSettings):
     websocket_message_bytes_max: Bytes = Field(1 * MiB, description="else closed with 1009")
     websocket_ping_interval_s: Seconds = Field(20.0, description="how often the edge pings")
     websocket_ping_timeout_s: Seconds = Field(20.0, description="without a pong by then: closed")
+    websocket_reconnect_spread_s: Seconds = Field(
+        5.0, description="clients of an edge that stops are told to come back at some moment within it"
+    )
     retry_after_s: Count = Field(1, description="what a 503 asks a sender to wait")
-    drain_timeout_s: Seconds = Field(15.0, description="after SIGTERM: finish what is in flight")
+    drain_timeout_s: Seconds = Field(
+        15.0, le=3600, description="after SIGTERM: finish what is in flight; 4 s later the process has ended"
+    )
 
     # -- the edge: time and credentials -------------------------------------------------------------------------
     clock_skew_tolerated_s: Seconds = Field(300.0, description="a stated sending time off by more is corrected for")

@@ -14,6 +14,7 @@ With the subprotocol `cloudevents.json` each message is one event, acknowledged 
 """
 
 import asyncio
+import math
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -45,7 +46,7 @@ from drm_ingest.event import parse_time
 Who = Callable[[], Credential | None]
 """Looks up whose connection it is."""
 
-RECONNECT_AFTER_MS_MAX = 2000
+RECONNECT_AFTER_MS_MIN = 100
 
 
 class Sessions:
@@ -124,7 +125,9 @@ class Session:
     def go_away(self) -> None:
         """Take no more messages; close when those that were taken are acknowledged."""
         if self._closing is None:
-            self._put({"goaway": {"reconnect_after_ms": 100 + secrets.randbelow(RECONNECT_AFTER_MS_MAX)}})
+            # Each another moment: all at once, they would be the next bad day of whoever takes them.
+            spread_ms = math.ceil(self._take.settings.websocket_reconnect_spread_s * 1000)
+            self._put({"goaway": {"reconnect_after_ms": RECONNECT_AFTER_MS_MIN + secrets.randbelow(spread_ms)}})
             self._leave(Closing(RESTARTING, "restarting"))
 
     # -- in

@@ -29,6 +29,7 @@ from prometheus_client.registry import Collector
 from drm_ingest.settings import Settings
 
 SIBLING_TIMEOUT_S = 2.0
+ENDED_AFTER_DRAIN_S = 4.0
 RESTART_AFTER_S, RESTART_AFTER_MAX_S, HEALTHY_AFTER_S = 0.5, 5.0, 30.0
 _POLL_S = 0.2
 
@@ -164,7 +165,7 @@ class Workers:
         processes = [worker.process for worker in workers if worker.process]
         for process in processes:
             process.terminate()
-        deadline = time.monotonic() + self.settings.drain_timeout_s + self.settings.produce_deadline_s
+        deadline = time.monotonic() + self.settings.drain_timeout_s + ENDED_AFTER_DRAIN_S
         for process in processes:
             process.join(max(0.0, deadline - time.monotonic()))
             if process.exitcode is None:

@@ -29,10 +29,7 @@ _MONTHS_IN_DEFAULT = """
 select distinct date_trunc('month', occurred_at, 'UTC') from event_default where occurred_at >= $1 and occurred_at < $2
 """
 
-_MOVE = """
-with moved as (delete from event_default where occurred_at >= $1 and occurred_at < $2 returning *)
-insert into {name} select * from moved
-"""
+_ANY = "select exists (select from event where occurred_at >= $1 and occurred_at < $2)"
 
 _DELETE_OLD = """
 delete from event_default where ctid = any(array(
@@ -92,7 +89,7 @@ async def _keep(
             name = f"event_{month:%Y_%m}"
             if name not in there:
                 try:
-                    await _make(connection, name, month, month_timeout_s)
+                    await _make(connection, month, month_timeout_s)
                     made.append(name)
                 except _TOO_BUSY:
                     busy.append(name)
@@ -110,7 +107,7 @@ async def _keep(
             spared.append(name)
         elif _next_month(month) <= oldest_by_events:
             try:
-                await connection.execute(f"drop table {name}")
+                await connection.execute("select drop_event_month($1)", month)
                 dropped.append(name)
             except _TOO_BUSY:
                 busy.append(name)
@@ -128,32 +125,19 @@ async def _newest(connection: asyncpg.Connection, months: Mapping[str, datetime]
     Events of a single month may have their time from a clock that is wrong by years.
     """
     newest: datetime | None = None
-    for name, month in sorted(months.items(), reverse=True):
-        if await connection.fetchval(f"select exists (select from {name})"):
+    for month in sorted(months.values(), reverse=True):
+        if await connection.fetchval(_ANY, month, _next_month(month)):
             if newest is not None and newest - month <= PAUSE_MAX:
                 return _next_month(newest)
             newest = month
     return None
 
 
-async def _make(connection: asyncpg.Connection, name: str, month: datetime, timeout_s: float) -> None:
-    """Make one month with what the default partition has of it.
-
-    Attaching a table takes no lock that writers or readers of other months notice, as `partition of` would.
-    """
-    until = _next_month(month)
+async def _make(connection: asyncpg.Connection, month: datetime, timeout_s: float) -> None:
+    """Make one month with what the default partition has of it; see migrations/0004_roles.sql."""
     async with connection.transaction():
-        await connection.execute(
-            f"create table {name} (like event including defaults including constraints including storage)"
-        )
-        # From here on nobody adds to what is being moved.
-        await connection.execute("lock table event_default in access exclusive mode")
         await connection.execute(f"set local statement_timeout = {round(timeout_s * 1000)}")
-        await connection.execute(_MOVE.format(name=name), month, until, timeout=2 * timeout_s)
-        bounds = f"from ('{month:%Y-%m-%d}T00:00:00Z') to ('{until:%Y-%m-%d}T00:00:00Z')"
-        await connection.execute(
-            f"alter table event attach partition {name} for values {bounds}", timeout=2 * timeout_s
-        )
+        await connection.execute("select make_event_month($1)", month, timeout=2 * timeout_s)
 
 
 def _month_of(name: str) -> datetime | None:

@@ -5,6 +5,7 @@ sender's bytes, and `serve` hands the text on); times are aware `datetime`, iden
 """
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,9 @@ PASSING = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClient
 
 (asyncpg raises InternalClientError from a pooled connection whose server died at the wrong moment.)
 """
+
+CLOSE_TIMEOUT_S = 2.0
+"""A server that does not answer must not keep a process from ending."""
 
 APPLICATION_NAME_CHARACTERS_MAX = 63  # Postgres cuts the rest off (NAMEDATALEN)
 
@@ -39,6 +43,12 @@ class Pool(asyncpg.Pool):  # type: ignore[misc]  # asyncpg has no types
 
     def acquire(self, *, timeout: float | None = None) -> PoolAcquireContext:
         return super().acquire(timeout=self._acquire_timeout_s if timeout is None else timeout)
+
+    async def close(self) -> None:
+        """Close; what is still lent after `CLOSE_TIMEOUT_S`, or not answered, is cut off."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await super().close()
 
 
 def open_pool(

@@ -55,6 +55,8 @@ class Up:
         self.environment = {"PYTHONUNBUFFERED": "1", **self.given}
         self.console = Console()
         self.supervisor = Supervisor(self.console, on_change=self.publish)
+        self.postgres: Postgres | None = None  # our own, if it is
+        self.logins: dict[str, str] = {}  # the DSN of each process
         self.complete = False
         self.fetching = False
         self.asked_to_stop_at: float | None = None
@@ -111,6 +113,8 @@ class Up:
         for task in ("migrate", "topics"):
             self.supervisor.run(self.child(task))
         asyncio.run(self.register_keys(settings))
+        if self.postgres is not None:
+            self.logins = asyncio.run(self.postgres.ensure_logins())
         self.supervisor.start([self.process(name) for name in PROCESSES])
         self.complete = True
         self.data_dir.publish_environment(self.tool_environment())
@@ -145,6 +149,7 @@ class Up:
             self.environment["DRM_KAFKA_BOOTSTRAP"] = kafka.bootstrap
             for name in ("DRM_TOPIC_REPLICATION_FACTOR", "DRM_TOPIC_MIN_INSYNC_REPLICAS"):
                 self.environment[name] = "1"
+        self.postgres = postgres
         if postgres is not None:
             self.environment["DRM_POSTGRES_DSN"] = postgres.dsn
 
@@ -179,7 +184,7 @@ class Up:
             [sys.executable, "-m", "drm_ingest", command],
             log_file=self.data_dir.log_file(command),
             pid_file=self.data_dir.pid_file(command),
-            env=self.environment,
+            env=self.environment | ({"DRM_POSTGRES_DSN": self.logins[command]} if command in self.logins else {}),
         )
 
     def settings(self) -> Settings:

@@ -11,14 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import asyncpg
 import psutil
 
+from drm_ingest.postgres.roles import GROUPS, ensure_login
 from drm_ingest.up.child import Child, User, launched
 from drm_ingest.up.ports import free_port
 from drm_ingest.up.server import Server
 
 SUPERUSER = "postgres"
-OWNER = "drm"  # an ordinary role that may create databases, as a hosted Postgres would give us; and its database
+OWNER = "drm"  # an ordinary role that may create databases and roles, as hosted ones give us; and its database
 
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2  # linux/capability.h
 
@@ -71,9 +73,27 @@ class Postgres(Server):
 
     @property
     def dsn(self) -> str:
-        """The database made for us, as its owner: a role without special rights but to create databases."""
-        password = self._password_file(OWNER).read_text(encoding="ascii").strip()
-        return f"postgresql://{OWNER}:{password}@127.0.0.1:{self.port}/{OWNER}"
+        """The database made for us, as its owner: a role without special rights but to create databases and roles."""
+        return self._dsn(OWNER)
+
+    async def ensure_logins(self) -> dict[str, str]:
+        """Make a login for each process, once the migrations have made its group; return their DSNs."""
+        connection = await asyncpg.connect(self.dsn, timeout=10.0)
+        try:
+            for process in GROUPS:
+                file = self._password_file(f"up_{process}")
+                if not file.exists():
+                    _write_secret(file, secrets.token_urlsafe(24))
+                await ensure_login(connection, process, f"up_{process}", self._password(f"up_{process}"))
+        finally:
+            await connection.close(timeout=5.0)
+        return {process: self._dsn(f"up_{process}") for process in GROUPS}
+
+    def _dsn(self, role: str) -> str:
+        return f"postgresql://{role}:{self._password(role)}@127.0.0.1:{self.port}/{OWNER}"
+
+    def _password(self, role: str) -> str:
+        return self._password_file(role).read_text(encoding="ascii").strip()
 
     def prepare(self) -> None:
         """Make the cluster once, and clear away what a crash left; raises OSError."""
@@ -82,6 +102,7 @@ class Postgres(Server):
         if not self._data.exists():
             self._make_cluster()
         self._clear_stale_lock()
+        self._let_owner_create_roles()
         self.child.argv = [
             str(self._binaries / "postgres"),
             "-D",
@@ -117,10 +138,24 @@ class Postgres(Server):
             for name, value in CONFIGURATION.items():
                 options += ["-c", f"{name}={value}"]
             self._run("initdb", "-D", str(data), *options)
-            secret = self._password_file(OWNER).read_text(encoding="ascii").strip()
-            owner = f"CREATE ROLE {OWNER} LOGIN CREATEDB PASSWORD '{secret}'\nCREATE DATABASE {OWNER} OWNER {OWNER}\n"
-            self._run("postgres", "--single", "-D", str(data), "postgres", stdin=owner)
+            statements = (
+                f"CREATE ROLE {OWNER} LOGIN CREATEDB CREATEROLE PASSWORD '{self._password(OWNER)}'\n"
+                f"CREATE DATABASE {OWNER} OWNER {OWNER}\n"
+            )
+            self._run("postgres", "--single", "-D", str(data), "postgres", stdin=statements)
             data.rename(self._data)
+        self._creates_roles.touch()
+
+    @property
+    def _creates_roles(self) -> Path:
+        return self.directory / "owner-may-create-roles"
+
+    def _let_owner_create_roles(self) -> None:
+        """A cluster made by an earlier release has an owner that may not."""
+        if not self._creates_roles.exists():
+            statement = f"ALTER ROLE {OWNER} CREATEROLE\n"
+            self._run("postgres", "--single", "-D", str(self._data), "postgres", stdin=statement)
+            self._creates_roles.touch()
 
     @contextmanager
     def _own_folder(self) -> Iterator[Path]:

@@ -44,6 +44,8 @@ GROUP = "attach"
 RETRY_S = 0.1
 RETRY_MAX_S = 5.0
 COMMIT_INTERVAL_S = 1.0
+LAST_COMMIT_S = 1.0
+CLOSE_S = 1.0  # of a writer from which nobody waits for an answer any more
 
 TRY_AGAIN = (*PASSING, NotAcknowledged, OutOfStep)
 
@@ -67,7 +69,7 @@ async def run(settings: Settings, stop: asyncio.Event, metrics: Metrics | None =
     async with contextlib.AsyncExitStack() as stack:
         writer = Writer(settings, metrics)
         await writer.start()
-        stack.push_async_callback(writer.stop, settings.drain_timeout_s)
+        stack.push_async_callback(writer.stop, CLOSE_S)
         keeper = Keeper(settings, await stack.enter_async_context(open_pool(settings, "drm keeper", connections_max=2)))
         owner = Owner(f"{settings.topic_prefix}.{GROUP}", holder)
         undertaker = Undertaker(settings, writer, Brake(settings))
@@ -123,9 +125,12 @@ class Worker:
         self._accounts = Accounts(metrics)
         self._trouble: str | None = None
         self._retry_s = RETRY_S
+        self._stopping = False
 
     def unready(self) -> str | None:
         """Return why no event could be made durable now; None: it could."""
+        if self._stopping:
+            return "stopping"
         if (trouble := self._keeper.unready()) is not None:
             return trouble
         if not self._reader.ready:
@@ -160,7 +165,10 @@ class Worker:
                     await asyncio.wait_for(stop.wait(), self._retry_s)
                 retry_max_s = RETRY_MAX_S if self._braked is None else self._settings.brake_retry_max_s
                 self._retry_s = min(2 * self._retry_s, retry_max_s)
-            await self._commit()
+            self._stopping = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_COMMIT_S):
+                    await self._commit()
             await self._give_back(self._followed.partitions)
 
     def _fail(self, reason: str) -> None:

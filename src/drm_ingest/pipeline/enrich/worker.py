@@ -40,6 +40,8 @@ OUTCOMES = (Outcome.ENRICHED, Outcome.DUPLICATE, Outcome.DEAD_LETTER, Outcome.RE
 RETRY_S = 0.1
 RETRY_MAX_S = 2.0
 BRAKED_LOOK_S = 0.1
+LAST_COMMIT_S = 1.0
+CLOSE_S = 1.0  # of a writer from which nobody waits for an answer any more
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +60,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     async with contextlib.AsyncExitStack() as stack:
         writer = Writer(settings, metrics)
         await writer.start()
-        stack.push_async_callback(writer.stop, settings.drain_timeout_s)
+        stack.push_async_callback(writer.stop, CLOSE_S)
         directory = await stack.enter_async_context(Directory(settings, metrics))
         steps = Steps(settings, schemas, writer, user_agents, Brake(settings))
         worker = Worker(settings, metrics, writer, directory, steps)
@@ -97,7 +99,8 @@ class Worker:
         self._lanes: dict[TopicPartition, Lane] = {}
         self._rebalances = 0
         self._outcomes = {outcome: metrics.outcomes.labels(outcome.value) for outcome in OUTCOMES}
-        self._stopping = False
+        self._stopping = asyncio.Event()
+        self._carrying: set[asyncio.Task[None]] = set()
         self._committing = asyncio.Lock()
         metrics.braked.set_function(lambda: any(lane.braked for lane in self._lanes.values()))
         self._reader = Reader(
@@ -106,6 +109,8 @@ class Worker:
 
     def unready(self) -> str | None:
         """Return why no event could be made durable now; None: it could. Postgres plays no part in it."""
+        if self._stopping.is_set():
+            return "stopping"
         if not self._reader.ready:
             return "the group has not given this worker its share yet, or Kafka does not answer"
         if not self._lanes:
@@ -119,16 +124,23 @@ class Worker:
         return f"the last write from partition {min(failing)} was not acknowledged" if failing else None
 
     async def work(self, stop: asyncio.Event) -> None:
-        """Enrich until `stop` is set."""
+        """Enrich until `stop` is set; what Kafka has not acknowledged `drain_timeout_s` later is read again."""
         async with self._reader:
             async with asyncio.TaskGroup() as tasks:
                 endless = [tasks.create_task(self._read_on(tasks)), tasks.create_task(self._commit_regularly())]
                 await stop.wait()
-                self._stopping = True
+                self._stopping.set()
                 for task in endless:
                     task.cancel()
+                asyncio.get_running_loop().call_later(self._settings.drain_timeout_s, self._give_up)
             # The batches in hand are done here, or failed.
-            await self._commit(self._lanes)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_COMMIT_S):
+                    await self._commit(self._lanes)
+
+    def _give_up(self) -> None:
+        for task in self._carrying:
+            task.cancel()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -143,7 +155,9 @@ class Worker:
             self._reader.hold(batches)
             for partition, records in batches.items():
                 lane = self._lanes[partition]
-                tasks.create_task(self._carry(partition, lane, records, contexts))
+                carrying = tasks.create_task(self._carry(partition, lane, records, contexts))
+                self._carrying.add(carrying)
+                carrying.add_done_callback(self._carrying.discard)
             # Under load a few larger batches cost far less than many small ones; the first after a pause goes at once.
             await asyncio.sleep(began + self._settings.enrich_pace_s - monotonic())
 
@@ -156,7 +170,7 @@ class Worker:
         retry_s = RETRY_S
         # Together the lanes leave room in the writer, so that no lane without a leader takes it all.
         bytes_max = self._settings.writer_buffered_bytes_max // (2 * max(1, len(self._lanes)))
-        while records and not (lane.gone or self._stopping):
+        while records and not (lane.gone or self._stopping.is_set()):
             began = monotonic()
             try:
                 done, delivery = await self._write(records, contexts, lane.remembered, bytes_max)
@@ -174,7 +188,8 @@ class Worker:
                     partition=partition.partition, events=done.records, error=str(delivery.error),
                 )  # fmt: skip
             if delivery.failed or not done.records:
-                await asyncio.sleep(retry_s)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), retry_s)
                 retry_s = min(2 * retry_s, RETRY_MAX_S)
                 continue
             retry_s = RETRY_S
@@ -193,7 +208,7 @@ class Worker:
         """Wait with the batch in hand; False where a rebalance or the end wants it out of our hands."""
         until = monotonic() + wait_s
         while monotonic() < until:
-            if lane.gone or self._stopping or self._reader.draining:
+            if lane.gone or self._stopping.is_set() or self._reader.draining:
                 return False
             self._reader.hold([partition])  # we are alive
             await asyncio.sleep(BRAKED_LOOK_S)
