@@ -134,6 +134,11 @@ class Attaching:
             await self.until(lambda: sum(self.outcomes().values()) >= sum(expected.values()))
         assert self.outcomes() == expected
 
+    async def settled(self) -> None:
+        """Wait until nothing is in flight, and see that received is the sum of outcomes; rows are there before that."""
+        await self.until(lambda: not self.sample("drm_events_in_flight"))
+        assert self.sample("drm_events_received_total") == sum(self.outcomes().values())
+
     def codes(self) -> dict[str, float]:
         return self._by("drm_event_codes", "code")
 

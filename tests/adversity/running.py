@@ -7,14 +7,14 @@ import os
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 from loadtests.clients import Ledger
-from loadtests.ledger import generate
+from loadtests.ledger import SIZES, generate
 from loadtests.verify import verify
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -40,14 +40,17 @@ class Whole(ABC):
         return found
 
     @contextlib.asynccontextmanager
-    async def ledger(self, *, events: int, seed: int, rate: float = 3000.0) -> AsyncIterator[Ledger]:
+    async def ledger(
+        self, *, events: int, seed: int, rate: float = 3000.0, sizes: Sequence[int] = SIZES
+    ) -> AsyncIterator[Ledger]:
         """Send while the body hurts something; then every promise must hold."""
         print(f"seed {seed}")
         where = self.where
         ledger = Ledger(give_up_after_s=90)
         sending = asyncio.create_task(
             generate(
-                ledger, edge_url=where["edge_url"], key=where["sender_key"], events=events, seed=seed, rate=rate
+                ledger, edge_url=where["edge_url"], key=where["sender_key"], events=events, seed=seed, rate=rate,
+                sizes=sizes,
             )
         )  # fmt: skip
         try:

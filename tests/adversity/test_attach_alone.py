@@ -145,9 +145,8 @@ async def test_when_its_backend_is_ended_in_mid_transaction_it_reads_on_from_the
             await attached.until(EXACT, 1000 * (number + 1))
             assert worker.outcomes()["retried"] > retried, "no batch was in hand when its backend ended"
             retried = worker.outcomes()["retried"]
+        await worker.settled()
         assert worker.outcomes()["attached"] == 3000
-        assert worker.sample("drm_events_received_total") == sum(worker.outcomes().values())
-        assert worker.sample("drm_events_in_flight") == 0
     await blocker.close()
 
 
@@ -168,7 +167,7 @@ async def test_while_postgres_is_gone_it_is_not_ready_and_when_it_is_back_nothin
             attached.connection = await asyncpg.connect(server.dsn)
             await attached.until(EXACT, 501)
             await worker.until_ready()
-            assert worker.sample("drm_events_received_total") == sum(worker.outcomes().values())
+            await worker.settled()
 
 
 async def test_a_postgres_restored_from_an_older_copy_reads_on_from_where_it_was(attached: Bench) -> None:
@@ -340,6 +339,7 @@ async def test_a_worker_whose_position_moved_under_it_rolls_back_and_goes_on_fro
         )
         await attached.put(*(event(f"later-{number}", f"meter-{number}") for number in range(100)))
         await attached.until(EXACT, 400)
+        await worker.settled()
         assert worker.sample("drm_fenced_total") >= 1
         assert worker.outcomes()["attached"] == 400
         assert worker.outcomes()["duplicate"] == 10 * await attached.value(

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
 import pytest
@@ -353,6 +353,20 @@ async def test_whatever_the_order_and_the_batches_the_day_counts_end_the_same(at
     )
     assert [tuple(row) for row in rows] == [tuple(row) for row in expected]
     assert len(rows) == 4
+
+
+# -- months --
+
+
+async def test_a_month_of_which_something_comes_late_is_made_at_once(attached: Bench) -> None:
+    late = datetime.now(UTC) - timedelta(days=300)
+    async with attached.attaching(keeper_interval_s=86_400, event_retention_days=600):
+        await attached.put(event("e-1"))
+        await attached.passed()
+        await attached.put(event("late", at=late), event("older than is kept", at=late - timedelta(days=400)))
+        await attached.until("select tableoid::regclass::text = $1 from event where id = 'late'", f"event_{late:%Y_%m}")
+        await attached.passed()
+    assert await attached.value("select id from event_default") == "older than is kept"
 
 
 # -- the accounts --

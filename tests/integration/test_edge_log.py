@@ -17,6 +17,10 @@ def lines(edge: Edge, event: str) -> list[dict[str, Any]]:
     return [line for line in found if line["event"] == event]
 
 
+async def has_line(edge: Edge, event: str) -> bool:
+    return bool(lines(edge, event))
+
+
 async def line_of(edge: Edge, event: str, request_id: str) -> dict[str, Any]:
     def found() -> list[dict[str, Any]]:
         return [line for line in lines(edge, event) if line.get("request_id") == request_id]
@@ -85,6 +89,7 @@ async def test_what_was_refused_over_a_websocket_is_in_the_log(start_edge: Calla
     assert (line["code"], line["sender"], line["client"]) == ("too_many_events", "tests", "127.0.0.1")
     [rejected] = lines(edge, "events were rejected")
     assert (rejected["sender"], rejected["codes"]) == ("tests", {"schema_violation": 1})
+    await until(lambda: has_line(edge, "a WebSocket was closed"))  # which is after it was
     [end] = lines(edge, "a WebSocket was closed")
     assert (end["close_code"], end["sender"]) == (1003, "tests")
 

@@ -35,6 +35,7 @@ from drm_ingest.pipeline.enrich.worker import Worker, run
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 from drm_ingest.up.kafka import Kafka
+from drm_ingest.up.ports import free_port
 from drm_ingest.up.postgres import Postgres
 
 TYPE = "device.measurement"
@@ -167,7 +168,15 @@ async def process(environment: dict[str, str], **settings: str) -> AsyncIterator
 
 
 async def counted(settings: Settings) -> dict[str, float]:
-    """The ledger of the worker: received, in flight, and each outcome."""
+    """The ledger of the worker when nothing is in flight: events are there for others before it counts them."""
+    async with asyncio.timeout(WITHIN_S):
+        while (ledger := await counts(settings))["drm_events_in_flight"]:  # noqa: ASYNC110 - it is asked over HTTP
+            await asyncio.sleep(0.05)
+    return ledger
+
+
+async def counts(settings: Settings) -> dict[str, float]:
+    """Received, in flight, and each outcome."""
     async with httpx.AsyncClient() as http:
         text = (await http.get(f"http://{settings.worker_host}:{settings.enrich_port}/metrics")).text
     ledger: dict[str, float] = {}
@@ -434,6 +443,18 @@ async def test_workers_that_come_and_go_lose_nothing_and_keep_order(path: Path) 
         records = (await path.arrived(topic))[topic]
     numbers = in_order(without_repeats(records), subjects)
     assert all(sequence == list(range(events // subjects)) for sequence in numbers.values())
+
+
+async def test_a_worker_more_than_there_are_partitions_is_ready_too(path: Path) -> None:
+    workers = path.settings.topic_partitions + 1
+    all_ = [path.settings.model_copy(update={"enrich_port": free_port()}) for _ in range(workers)]
+    async with contextlib.AsyncExitStack() as stack:
+        for settings in all_:
+            await stack.enter_async_context(enriching(settings))
+        for settings in all_:
+            await ready(settings)
+        await path.send({"subject": "m1"})
+        assert len(await path.events()) == 1
 
 
 async def test_after_sigterm_everything_done_is_committed_and_nothing_comes_twice(

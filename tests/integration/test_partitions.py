@@ -154,8 +154,11 @@ async def test_a_month_of_the_past_with_too_much_in_it_keeps_no_other_waiting(po
     did = await keep(pool, NOW, months_ahead=2, retention_days=YEARS, month_timeout_s=0.5)
     assert did == Kept(
         made=["event_2026_12", "event_2027_01", "event_2027_02", "event_2026_09"],
-        dropped=[], busy=["event_2026_06"], deleted=0,
+        dropped=[], busy=[], deleted=0, too_large=["event_2026_06"],
     )  # fmt: skip
+    did = await keep(pool, NOW, months_ahead=2, retention_days=YEARS, month_timeout_s=0.5, leave=did.too_large)
+    assert did == Kept([], [], [], 0)
+    assert ("event_default", 1) in await where(pool)
 
 
 async def test_a_month_with_much_in_it_is_given_more_time_than_other_statements(settings: Settings) -> None:

@@ -1,7 +1,7 @@
 """The worker of attach, with a consumer and a Postgres made up for the test."""
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +13,7 @@ from drm_ingest.metrics import Metrics
 from drm_ingest.pipeline.attach.worker import Worker
 from drm_ingest.postgres.events import Batch, Stored
 from drm_ingest.postgres.positions import UNTOUCHED
+from drm_ingest.postgres.rows import Row
 from drm_ingest.settings import Settings
 
 PARTITION = TopicPartition("drm.events.measurement", 0)
@@ -99,6 +100,8 @@ class Keeper:
     """All is well with Postgres."""
 
     def unready(self) -> None: ...
+
+    def notice(self, rows: Sequence[Row]) -> None: ...
 
 
 def record(offset: int) -> ConsumerRecord:

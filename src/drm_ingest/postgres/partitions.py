@@ -8,7 +8,7 @@ A clock that is years ahead must not drop what is kept: nothing is old by the cl
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -18,6 +18,7 @@ LOCK_KEY = 0x64726D_6B656570  # "drm" "keep": the advisory lock of the one keepe
 DELETED_AT_ONCE_MAX = 10_000
 PAUSE_MAX = timedelta(days=366)  # without events; a month after a longer one tells the time once another month follows
 _NEVER = datetime(1, 1, 1, tzinfo=UTC)
+MONTH_TIMEOUT_S = 60.0  # some 2 million rows; whatever comes late waits for so long
 _TOO_BUSY = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError)  # the time-outs of a lock and of a statement
 _NAME = re.compile(r"event_(\d{4})_(\d{2})")
 
@@ -44,21 +45,28 @@ class Kept:
 
     made: list[str]
     dropped: list[str]
-    busy: list[str]  # left for the next round: a lock did not come free, or there was too much to do
+    busy: list[str]  # left for the next round: a lock did not come free
     deleted: int
     spared: list[str] = field(default_factory=list)  # past keeping by the clock, and no events are as new as that
+    too_large: list[str] = field(default_factory=list)  # left in the default partition
 
 
 async def keep(
-    pool: asyncpg.Pool, now: datetime, *, months_ahead: int, retention_days: int, month_timeout_s: float = 600.0
+    pool: asyncpg.Pool,
+    now: datetime,
+    *,
+    months_ahead: int,
+    retention_days: int,
+    month_timeout_s: float = MONTH_TIMEOUT_S,
+    leave: Collection[str] = (),
 ) -> Kept | None:
     """Make and drop what is due; None where another keeper is at work.
 
     `now` is the time by the clock of Postgres, which all keepers share. What is dropped is older than kept by that and
     by the newest events too.
 
-    `month_timeout_s` is for making one month, and not that of other statements: one that is given up is given up at
-    each round, while what belongs to it grows.
+    `month_timeout_s` bounds how long moving one month's rows may take, for who writes others waits meanwhile. What is
+    too large for that is as well off where it is: name it in `leave` from then on, or it is tried each time.
 
     Raises:
         asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError: what was done so far stands.
@@ -67,17 +75,23 @@ async def keep(
         if not await connection.fetchval("select pg_try_advisory_lock($1)", LOCK_KEY):
             return None
         try:
-            return await _keep(connection, now, months_ahead, retention_days, month_timeout_s)
+            return await _keep(connection, now, months_ahead, retention_days, month_timeout_s, leave)
         finally:
             await connection.execute("select pg_advisory_unlock($1)", LOCK_KEY)
 
 
 async def _keep(
-    connection: asyncpg.Connection, now: datetime, months_ahead: int, retention_days: int, month_timeout_s: float
+    connection: asyncpg.Connection,
+    now: datetime,
+    months_ahead: int,
+    retention_days: int,
+    month_timeout_s: float,
+    leave: Collection[str],
 ) -> Kept:
     made: list[str] = []
     dropped: list[str] = []
     busy: list[str] = []
+    too_large: list[str] = []
     oldest = now - timedelta(days=retention_days)
     there = {name for (name,) in await connection.fetch(_PARTITIONS)}
     wanted = [_first_of_month(now)]
@@ -87,12 +101,14 @@ async def _keep(
     async def make(months: Iterable[datetime]) -> None:
         for month in sorted(months):
             name = f"event_{month:%Y_%m}"
-            if name not in there:
+            if name not in there and name not in leave:
                 try:
                     await _make(connection, month, month_timeout_s)
                     made.append(name)
-                except _TOO_BUSY:
+                except asyncpg.LockNotAvailableError:
                     busy.append(name)
+                except asyncpg.QueryCanceledError:
+                    too_large.append(name)
 
     # First those that are needed next: no month of the past, however much came late, may keep them waiting.
     await make(wanted)
@@ -116,7 +132,7 @@ async def _keep(
         done = int((await connection.execute(_DELETE_OLD, oldest_by_events, DELETED_AT_ONCE_MAX)).split()[1])
         deleted += done
         if done < DELETED_AT_ONCE_MAX:
-            return Kept(made, dropped, busy, deleted, spared)
+            return Kept(made, dropped, busy, deleted, spared, too_large)
 
 
 async def _newest(connection: asyncpg.Connection, months: Mapping[str, datetime]) -> datetime | None:

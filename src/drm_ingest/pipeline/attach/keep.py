@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
+from datetime import timedelta
 from time import monotonic
 
 import structlog
@@ -9,11 +11,13 @@ import structlog
 from drm_ingest.postgres.migrate import pending
 from drm_ingest.postgres.partitions import keep
 from drm_ingest.postgres.pool import PASSING, Pool
+from drm_ingest.postgres.rows import DAY_US, EPOCH, Row
 from drm_ingest.settings import Settings
 
 PREPARE_INTERVAL_S = 0.5
 PROBE_INTERVAL_S = 2.0
 KEEP_RETRY_S = 60.0
+KEEP_AFTER_ANOTHER_S = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +31,11 @@ class Keeper:
         self._trouble: str | None = "Postgres has not been asked yet"
         self._migrated = False
         self._keep_at = 0.0  # monotonic
+        self._woken = asyncio.Event()
+        self._oldest_day = 0  # that is kept; days count from 2000-01-01
+        self._days_seen: set[int] = set()
+        self._months_seen: set[tuple[int, int]] = set()
+        self._too_large: frozenset[str] = frozenset()
 
     def unready(self) -> str | None:
         """Return why nothing could be stored now; None: it could."""
@@ -52,8 +61,24 @@ class Keeper:
     async def work(self) -> None:
         """Go on for ever; failures are told and tried again."""
         while True:
-            await asyncio.sleep(PROBE_INTERVAL_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), PROBE_INTERVAL_S)
+            self._woken.clear()
             await self._round()
+
+    def notice(self, rows: Iterable[Row]) -> None:
+        """Keep at once when rows of a month come for the first time: of a year sent late, little is to be moved then.
+
+        What waits an hour in the default partition takes long to move, and rows that come late wait for that.
+        """
+        if new := {row.occurred_us // DAY_US for row in rows} - self._days_seen:
+            days = {day for day in new if day >= self._oldest_day}  # older ones never get a month
+            self._days_seen |= days
+            months = {(day.year, day.month) for day in (EPOCH + timedelta(days=number) for number in days)}
+            if months - self._months_seen:
+                self._months_seen |= months
+                self._keep_at = 0.0
+                self._woken.set()
 
     async def _round(self) -> str | None:
         """Ask whether rows could be stored, keep partitions when it is time; return and remember what is wrong."""
@@ -77,23 +102,33 @@ class Keeper:
     async def _keep(self) -> None:
         """Failing is no reason to stop: rows without a month of their own go to the default partition meanwhile."""
         try:
+            # Not our own clock: each worker has another, and one that is wrong must not drop what is kept.
+            now = await self._pool.fetchval("select clock_timestamp()")
+            self._oldest_day = (now - EPOCH).days - self._settings.event_retention_days
             kept = await keep(
                 self._pool,
-                # Not our own clock: each worker has another, and one that is wrong must not drop what is kept.
-                await self._pool.fetchval("select clock_timestamp()"),
+                now,
                 months_ahead=self._settings.event_partitions_ahead_months,
                 retention_days=self._settings.event_retention_days,
+                leave=self._too_large,
             )
         except PASSING as error:
             log.error("partitions could not be kept", error=str(error) or type(error).__name__)
             self._keep_at = monotonic() + KEEP_RETRY_S
             return
-        self._keep_at = monotonic() + self._settings.keeper_interval_s
-        if kept is not None and kept.spared:
+        if kept is None:  # another is at work, and may have begun before what we noticed
+            self._keep_at = monotonic() + KEEP_AFTER_ANOTHER_S
+            return
+        self._keep_at = monotonic() + (KEEP_RETRY_S if kept.busy else self._settings.keeper_interval_s)
+        self._too_large |= frozenset(kept.too_large)
+        if kept.spared:
             log.error(
                 "months past keeping are kept: by the clock they are too old, and no events are as new as the clock; "
                 "check the clock of Postgres, or drop them if nothing was received for long",
                 months=kept.spared,
             )
-        if kept is not None and (kept.made or kept.dropped or kept.busy or kept.deleted):
+        if kept.made or kept.dropped or kept.busy or kept.deleted:
             log.info("partitions kept", made=kept.made, dropped=kept.dropped, busy=kept.busy, deleted=kept.deleted)
+        if kept.too_large:
+            log.warning("these months stay in the default partition: moving them would take too long, and late events "
+                        "would wait for it", months=kept.too_large)  # fmt: skip

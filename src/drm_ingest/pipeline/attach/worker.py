@@ -276,6 +276,7 @@ class Worker:
                 decoded = read.decoded
                 stored = await self._store.store(Batch(read.moves, decoded.rows, decoded.dead, decoded.rivals))
                 self._accounts.store(read.decoded, stored, read.began)
+                self._keeper.notice(stored.attached)
                 if self._braked is not None:
                     log.info("goes on")
                 self._retry_s, self._braked = RETRY_S, None

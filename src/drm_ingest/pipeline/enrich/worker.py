@@ -108,13 +108,14 @@ class Worker:
         )
 
     def unready(self) -> str | None:
-        """Return why no event could be made durable now; None: it could. Postgres plays no part in it."""
+        """Return why no event could be made durable now; None: it could. Postgres plays no part in it.
+
+        Nor does it matter whether there are more workers than partitions: one without any stands by.
+        """
         if self._stopping.is_set():
             return "stopping"
         if not self._reader.ready:
             return "the group has not given this worker its share yet, or Kafka does not answer"
-        if not self._lanes:
-            return "no partition of the ingress topic is this worker's"
         if not self._writer.ready:
             return "Kafka does not acknowledge"
         for partition, lane in self._lanes.items():
