@@ -31,7 +31,7 @@ async def test_while_workers_join_and_leave_there_is_progress(
 ) -> None:
     parts = await asyncio.to_thread(start_parts, settings)
     guests: dict[str, Parts] = {}
-    left: list[Parts] = []
+    left: list[tuple[str, Parts]] = []
     gaps = Gaps(settings.postgres_dsn.get_secret_value())
     try:
         async with parts.ledger(events=round(RATE * (times * EVERY_S + 5)), seed=seed, rate=RATE, sizes=(1, 10)):
@@ -39,9 +39,9 @@ async def test_while_workers_join_and_leave_there_is_progress(
             for number, worker in enumerate(itertools.islice(itertools.cycle(["enrich", "attach"]), times)):
                 began = time.monotonic()
                 if worker in guests:
-                    left.append(guests.pop(worker))
-                    await left[-1].ready(worker)
-                    left[-1][worker].signal(signal.SIGTERM)
+                    left.append((worker, guest := guests.pop(worker)))
+                    await guest.ready(worker)
+                    guest[worker].signal(signal.SIGTERM)
                 else:
                     guests[worker] = Parts(another(settings), tmp_path / f"guest-{number}", [worker])
                     await asyncio.to_thread(guests[worker][worker].start)
@@ -49,12 +49,11 @@ async def test_while_workers_join_and_leave_there_is_progress(
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
-        for guest in left:
-            for worker in guest.where["metrics"]:
-                assert await asyncio.to_thread(guest[worker].wait, 30)
-                assert guest[worker].exit_code == 0, guest[worker].last_lines(20)
+        for worker, guest in left:
+            assert await asyncio.to_thread(guest[worker].wait, 30)
+            assert guest[worker].exit_code == 0, guest[worker].last_lines(20)
     finally:
-        for guest in (*left, *guests.values()):
+        for _, guest in (*left, *guests.items()):
             guest.end()
     shared = sum(rebalances(parts, worker) for worker in ("enrich", "attach"))
     seen(f"{times} times a worker joined or left, {shared} rebalances: {gaps.longest_s:.1f} s without a row at most")
