@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 
 from tests.adversity.relay import Fault
+from tests.adversity.tools import where
 
 OWN_HOST = 1
 FIRST_HOST = 11
@@ -27,13 +28,13 @@ class Network:
 
     def prefix(self, process: str) -> list[str]:
         """Return what runs a command there."""
-        return ["ip", "netns", "exec", self._namespace(process)]
+        return [where("ip"), "netns", "exec", self._namespace(process)]
 
     def hurt(self, process: str, port: int, fault: Fault) -> None:
         """Hurt what goes between a process and a port of the machine; a NARROW link is narrow for all."""
         if fault is Fault.NARROW:
-            for where in self._both_ends(process):
-                _run(*where, "root", "tbf", "rate", "1mbit", "burst", "16kb", "latency", "400ms")
+            for end in self._both_ends(process):
+                _run(*end, "root", "tbf", "rate", "1mbit", "burst", "16kb", "latency", "400ms")
             return
         to, from_ = f"ip daddr {self.address} tcp dport {port}", f"ip saddr {self.address} tcp sport {port}"
         lost = "numgen random mod 100 < 5 drop"
@@ -45,15 +46,15 @@ class Network:
             Fault.LOSSY: {"leaving": f"{to} {lost}", "coming": f"{from_} {lost}"},
         }[fault]
         for chain, rule in rules.items():
-            _run(*self.prefix(process), "nft", f"add rule inet bad {chain} {rule}")
+            _run(*self.prefix(process), where("nft"), f"add rule inet bad {chain} {rule}")
 
     def heal(self) -> None:
         """Take all of it back."""
         for process in self.addresses:
-            _run(*self.prefix(process), "nft", "flush table inet bad")
-            for where in self._both_ends(process, "del"):
+            _run(*self.prefix(process), where("nft"), "flush table inet bad")
+            for end in self._both_ends(process, "del"):
                 with contextlib.suppress(subprocess.CalledProcessError):  # it was not narrow
-                    _run(*where, "root")
+                    _run(*end, "root")
 
     @contextlib.contextmanager
     def up(self) -> Iterator["Network"]:
@@ -63,9 +64,9 @@ class Network:
             yield self
         finally:
             # What is in a namespace goes with it, a little later; our own end is gone at once.
-            subprocess.run(["ip", "link", "del", self._tag], check=False, capture_output=True)
+            subprocess.run([where("ip"), "link", "del", self._tag], check=False, capture_output=True)
             for name in (*map(self._namespace, self.addresses), self._hub):
-                subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+                subprocess.run([where("ip"), "netns", "del", name], check=False, capture_output=True)
 
     def _make(self) -> None:
         hub = ["ip", "-n", self._hub]
@@ -84,10 +85,10 @@ class Network:
             _run("ip", "-n", own, "address", "add", f"{address}/24", "dev", "wire")
             _run("ip", "-n", own, "link", "set", "wire", "up")
             _run("ip", "-n", own, "link", "set", "lo", "up")
-            _run(*self.prefix(process), "nft", "add table inet bad")
+            _run(*self.prefix(process), where("nft"), "add table inet bad")
             for chain, hook in (("leaving", "output"), ("coming", "input")):
                 _run(
-                    *self.prefix(process), "nft",
+                    *self.prefix(process), where("nft"),
                     f"add chain inet bad {chain} {{ type filter hook {hook} priority 0; policy accept; }}",
                 )  # fmt: skip
 
@@ -102,6 +103,6 @@ class Network:
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = subprocess.run([where(command[0]), *command[1:]], check=False, capture_output=True, text=True)
     if done.returncode:
         raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)

@@ -19,11 +19,23 @@ PACKAGES = {
 """Each command with the Debian package that brings it."""
 
 
+def where(command: str) -> str:
+    """Return the path of a command; root's tools are not always on the path of who became root."""
+    found = shutil.which(command, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"]))
+    if found is None:
+        raise FileNotFoundError(f"{command} is not on this machine; `make tools` installs it")
+    return found
+
+
 def missing() -> dict[str, str]:
     """Return what is not there, in the shape of PACKAGES."""
-    # Where root's tools are is not always on the path of who became root.
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-    return {command: package for command, package in PACKAGES.items() if not shutil.which(command, path=path)}
+    wanted = {}
+    for command, package in PACKAGES.items():
+        try:
+            where(command)
+        except FileNotFoundError:
+            wanted[command] = package
+    return wanted
 
 
 def main() -> int:
