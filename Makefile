@@ -47,11 +47,12 @@ adversity: install tools ## the bad day, by name, the long ones too
 soak: install    ## load a running `make up` for an hour and see whether it keeps memory, descriptors or tasks
 	@$(BIN)/python -m loadtests.soak $(ARGS)
 
-check: install   ## lint, format, strict types, the import law
+check: install   ## lint, format, strict types, the import law, known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.audit
 
 schema: install  ## write migrations/schema.sql anew, after a new migration
 	WRITE_SCHEMA=1 $(BIN)/pytest -q tests/migration -k checked_in
