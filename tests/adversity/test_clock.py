@@ -13,10 +13,14 @@ import asyncpg
 import httpx
 import pytest
 from tests.adversity.parts import KEY, PROCESSES, Parts, Place
+from tests.attaching import Bench, bench, event
 from tests.conftest import run_aside
 from tests.integration.edge import an_event, until
 
+from drm_ingest.pipeline.attach import accounts
 from drm_ingest.postgres.migrate import migrate
+from drm_ingest.postgres.partitions import keep
+from drm_ingest.postgres.pool import open_pool
 from drm_ingest.settings import Settings
 from drm_ingest.up.postgres import Postgres
 
@@ -32,6 +36,52 @@ def faketime(**how: str) -> dict[str, str]:
     found = sorted(Path("/usr/lib").glob("**/faketime/libfaketimeMT.so.1"))
     assert found, "libfaketime is missing; `make tools` installs it"
     return {"LD_PRELOAD": str(found[0]), "FAKETIME_DONT_FAKE_MONOTONIC": "1", **how}
+
+
+# -- without another clock than ours -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def attached(settings: Settings) -> AsyncIterator[Bench]:
+    async with bench(settings) as made:
+        yield made
+
+
+async def test_an_age_is_never_negative_when_the_clock_of_the_worker_is_behind_or_steps_back(
+    attached: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, before_s = datetime.now(UTC), 0.0
+    async with attached.attaching() as worker:
+        for number, off_s in enumerate((0, -3600, 3600, -10 * 365 * 86_400)):
+            monkeypatch.setattr(accounts, "time", lambda off_s=off_s: time.time() + off_s)
+            await attached.put(*(event(f"e-{number}-{n}", at=now - timedelta(seconds=1)) for n in range(20)))
+            await attached.until("select count(*) = $1 from event", 20 * (number + 1))
+            await worker.counted({"attached": 20.0 * (number + 1)})
+            ages_s = worker.sample("drm_freshness_seconds_sum")
+            if off_s == -3600:
+                assert ages_s == before_s
+            before_s = ages_s
+        assert worker.sample("drm_freshness_seconds_count") == 80
+        assert before_s == pytest.approx(20 * 3600, rel=0.1)
+
+
+async def test_a_clock_that_is_ten_years_ahead_drops_no_month(settings: Settings) -> None:
+    now = datetime.now(UTC)
+    ahead = now + timedelta(days=3653)
+    async with open_pool(settings, "keeper") as pool:
+        for at in (now, now - timedelta(days=31), ahead):  # one that was received by that clock
+            await pool.execute(
+                "insert into event (occurred_at, received_at, content_hash, subject, source, id, type, time_quality, "
+                "sender) values ($1, $1, gen_random_uuid(), 's', '', 'e', 't', 'sent', 'x')",
+                at,
+            )
+        await keep(pool, now, months_ahead=2, retention_days=730)
+        for _ in range(2):
+            kept = await keep(pool, ahead, months_ahead=2, retention_days=730)
+            assert kept is not None
+            assert (kept.dropped, kept.deleted) == ([], 0)
+            assert len(kept.spared) >= 2
+        assert await pool.fetchval("select count(*) from event") == 3
 
 
 # -- the clocks of processes -------------------------------------------------------------------------------------------
