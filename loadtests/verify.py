@@ -223,7 +223,7 @@ def _conflicts(letters: Iterable[ConsumerRecord], subjects: set[str]) -> dict[Id
         if (
             letter.key is not None
             and letter.key.decode() in subjects
-            and dict(letter.headers)["dead-letter-code"] == b"id_conflict"
+            and dict(letter.headers).get("dead-letter-code") == b"id_conflict"
         ):
             event = orjson.loads(letter.value)
             conflicts[letter.key.decode(), event["id"]].add(event["contenthash"])

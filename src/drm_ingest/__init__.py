@@ -45,6 +45,10 @@ of the records, and a batch becomes durable in Postgres with the position it has
 `attach/bury.py` writes its dead letters before that commits. `attach/accounts.py` counts what became of each event, and
 `attach/keep.py` waits for Postgres and keeps its partitions.
 
+Dead letters are a person's: `letters/cli.py` has the commands, and `letters/command.py` does them. `letters/find.py`
+looks in their topic, `letters/show.py` draws them, `letters/mend.py` makes the record that goes back where a letter
+came from, and `letters/replay.py` writes it and sees what becomes of it.
+
 **Postgres** holds it, through connections whose every wait has an end (`pool.py`), in tables that `migrate.py` brings.
 `events.py` is that transaction: `positions.py` moves the position, by its owner alone; `rows.py` packs identities and
 events for COPY; `days.py` adds them to the day counts of their subject; `refusals.py` finds the rows that Postgres
@@ -61,10 +65,10 @@ bound, `access.py` asks who it is and lends it a connection, `problems.py` answe
 
 **up** starts all of this on one machine, with a Kafka and a Postgres of its own; `up/__init__.py` names its files.
 
-`__main__.py` is the command line: the command picks the process. Every bound of every process is in `settings.py`.
-Each event that a process receives ends with exactly one outcome (`outcome.py`), the label of its metric
-(`metrics.py`); `health.py` tells whether the process could do its work, `logs.py` how it writes what it sees,
-`examples.py` whether schemas and the examples beside them agree, and `silence.py` ends a connection that has fallen
-silent. `doctor.py` looks at everything, through
-`kafka/probe.py` and `postgres/probe.py`, and says what to do.
+`__main__.py` is the command line (`terminal.py`: how each command begins and fails): the command picks the process.
+Every bound of every process is in `settings.py`. Each event that a process receives ends with exactly one outcome
+(`outcome.py`), the label of its metric (`metrics.py`); `health.py` tells whether the process could do its work,
+`logs.py` how it writes what it sees, `examples.py` whether schemas and the examples beside them agree, and `silence.py`
+ends a connection that has fallen silent. `doctor.py` looks at everything, through `kafka/probe.py` and
+`postgres/probe.py`, and says what to do.
 """

@@ -6,16 +6,17 @@ Each command imports what it needs when it runs, so that `--help` and short tool
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from drm_ingest.settings import Settings
+from drm_ingest.pipeline.letters.cli import letters
+from drm_ingest.terminal import failed as _failed
+from drm_ingest.terminal import settings as _settings
 
 CONNECTIONS = ("DRM_KAFKA_", "DRM_POSTGRES_", "DRM_EDGE_URL")
 PROCESSES = {"edge", "enrich", "attach", "serve"}  # they write to their log what others say on the terminal
-TOOLS = {"demo", "doctor", "send", "tail"}  # what speaks to a running `up`, when nothing else is set
+TOOLS = {"dead-letters", "demo", "doctor", "send", "tail"}  # what speaks to a running `up`, when nothing else is set
 
 cli = typer.Typer(
     no_args_is_help=True,
@@ -24,6 +25,9 @@ cli = typer.Typer(
     help="Device relationship management: device and app events, in real time, on the records of their people.\n\n"
     "Every setting is an environment variable DRM_*; docs/settings.md lists them.",
 )
+
+
+cli.add_typer(letters, name="dead-letters")
 
 
 @cli.callback()
@@ -39,7 +43,7 @@ def main(
         if not any(name.startswith(CONNECTIONS) for name in not_made_by_up(os.environ)):
             found = DataDir(data_dir).published_environment()
             os.environ.update(found)
-            if not found and context.invoked_subcommand in {"doctor", "tail"}:
+            if not found and context.invoked_subcommand in {"dead-letters", "doctor", "tail"}:
                 typer.echo(
                     f"no running `drm-ingest up` found in {data_dir}; cd there, or set DRM_DATA_DIR, or "
                     "DRM_KAFKA_BOOTSTRAP and DRM_POSTGRES_DSN",
@@ -388,24 +392,6 @@ def demo(
     if edge_url and serve_url and sender_key and admin_key:
         raise typer.Exit(run(edge_url, serve_url, sender_key, admin_key))
     raise typer.Exit(run_beside_own_up(context.find_root().params["data_dir"]))
-
-
-def _settings() -> "Settings":
-    """Read the settings, or end and say which are wrong."""
-    from pydantic import ValidationError
-
-    from drm_ingest.settings import Settings, refused
-
-    try:
-        return Settings()
-    except ValidationError as error:
-        raise _failed("\n".join(what for _, what in refused(error))) from None
-
-
-def _failed(message: object) -> typer.Exit:
-    """Tell a person what is wrong; raise what this returns."""
-    typer.echo(str(message), err=True)
-    return typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,11 @@ def odd(text: bytes) -> bool:
     return _LONG in classes or _SIGNED in classes or _UNSIGNED in classes
 
 
+def far_off(text: bytes) -> bool:
+    """Whether a number like 1e400 may be in these bytes, which of all decoders only orjson refuses."""
+    return b"0e000" in text.translate(_CLASS)
+
+
 def refuse_unstorable(value: bytes) -> None:
     """Refuse what decoders let through and Postgres or some reader does not: NUL, numbers out of range.
 

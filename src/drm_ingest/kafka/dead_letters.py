@@ -5,6 +5,9 @@ A dead letter has the key and the value of the record that was read, that record
 `-topic`, `-partition`, `-offset`. With these the record can be found again, and written again to where it came from.
 Of a record that is too large for a batch of ours only the beginning is kept, without its headers: `-cut` tells how many
 bytes it had. The whole stands where it was read, for as long as that topic keeps it.
+
+Behind a letter that was replayed stands a note of that, in the same partition: the same key, no value, and in the
+header `dead-letter-replayed` the offset of the letter.
 """
 
 from collections.abc import Mapping
@@ -53,7 +56,7 @@ def outgoing(writer: Writer, topics: Topics, letter: DeadLetter) -> Outgoing:
         key=key,
         value=record.value or b"",
         headers=[
-            *(header for header in record.headers if not header[0].startswith(HEADER_PREFIX)),  # replayed, and back
+            *own_headers(record),  # without the reason of an earlier time: it was replayed, and is back
             *((HEADER_PREFIX + name, text.encode("utf-8", "replace")) for name, text in reason.items() if text),
         ],
     )
@@ -68,6 +71,24 @@ def cut(letter: DeadLetter, bytes_max: int) -> DeadLetter:
     kept = replace(record, key=key[:KEY_BYTES_MAX], value=value[:bytes_max], headers=())
     note = f"{letter.detail} (of {len(value)} bytes the first {len(kept.value)} are kept, without its headers)"
     return replace(letter, record=kept, detail=note, cut_from_bytes=len(value))
+
+
+def replayed(topic: str, partition: int, offset: int, key: bytes) -> Outgoing:
+    """Return the note that the letter at that offset was replayed."""
+    return Outgoing(topic, partition, key, b"", [(HEADER_PREFIX + "replayed", b"%d" % offset)])
+
+
+def replayed_offset(record: ConsumerRecord) -> int | None:
+    """Return the offset of the letter that this is a note of; None: it is a letter itself."""
+    for name, value in record.headers:
+        if name == HEADER_PREFIX + "replayed" and value is not None:
+            return int(value)
+    return None
+
+
+def own_headers(record: ConsumerRecord) -> list[tuple[str, bytes]]:
+    """Return the headers that the record had before it became a letter."""
+    return [(name, value or b"") for name, value in record.headers if not name.startswith(HEADER_PREFIX)]
 
 
 def reason_of(record: ConsumerRecord) -> Mapping[str, str]:

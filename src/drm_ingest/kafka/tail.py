@@ -15,7 +15,7 @@ from rich.text import Text
 
 from drm_ingest.event import Enrichment
 from drm_ingest.kafka.connection import KafkaUnreachable, connection
-from drm_ingest.kafka.dead_letters import reason_of
+from drm_ingest.kafka.dead_letters import reason_of, replayed_offset
 from drm_ingest.kafka.partition import murmur2
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.schema import UNCLASSIFIED, Schemas
@@ -65,6 +65,8 @@ class Wanted:
 
     def fits(self, record: ConsumerRecord) -> bool:
         """Whether to show it."""
+        if self.dead_letters and replayed_offset(record) is not None:
+            return False
         if self.subject is not None and record.key != self.subject.encode():
             return False
         return self.type is None or _event(record).get("type") == self.type

@@ -20,7 +20,7 @@ from drm_ingest.event import (
     Receipt,
     parse_time,
 )
-from drm_ingest.examine import refuse_too_deep, refuse_unstorable
+from drm_ingest.examine import far_off, refuse_too_deep, refuse_unreadable, refuse_unstorable
 from drm_ingest.pipeline.splice import fragment, without
 
 DEPTH_MAX = 500  # the most that DRM_EVENT_DEPTH_MAX can be, so that nothing an edge took is refused here
@@ -101,6 +101,8 @@ class IngressReader:
                 value.decode()
             # The edge has looked at all this; what was written past it has to be found before readers stumble on it.
             refuse_unstorable(value)
+            if far_off(value):
+                refuse_unreadable(value)
             if value.count(b"[") + value.count(b"{") > DEPTH_MAX:
                 refuse_too_deep(value, DEPTH_MAX)
         except Rejected as rejected:

@@ -1,0 +1,1 @@
+"""Dead letters, for people: found, shown, mended and sent on their way again."""
