@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     )
     reader_poll_interval_max_s: Seconds = Field(300.0, description="a worker silent for longer loses its partitions")
     reader_session_timeout_s: Seconds = Field(
-        10.0, description="a worker without heartbeat for longer is taken for dead"
+        10.0, description="without heartbeat for longer, as one that is killed, a worker gives way to others"
     )
 
     # -- Postgres -----------------------------------------------------------------------------------------------

@@ -70,6 +70,7 @@ async def some(bench: Bench, count: int, subjects: int = 40) -> None:
 # -- the worker dies --
 
 
+@pytest.mark.row("worker-killed")
 async def test_killed_between_the_rows_and_the_commit_it_leaves_nothing_and_its_successor_stores_each_once(
     attached: Bench, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -91,6 +92,7 @@ async def test_killed_between_the_rows_and_the_commit_it_leaves_nothing_and_its_
         await attached.until(EXACT, 100)
 
 
+@pytest.mark.row("worker-killed")
 async def test_killed_again_and_again_under_load_it_stores_each_once(
     attached: Bench, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -131,6 +133,7 @@ async def test_told_to_stop_under_load_it_finishes_its_batch_and_exits_with_0(
 # -- Postgres dies --
 
 
+@pytest.mark.row("postgres-down")
 async def test_when_its_backend_is_ended_in_mid_transaction_it_reads_on_from_the_position(attached: Bench) -> None:
     blocker = await asyncpg.connect(attached.settings.postgres_dsn.get_secret_value())
     async with attached.attaching(attach_batch_records_max=100) as worker:
@@ -150,6 +153,7 @@ async def test_when_its_backend_is_ended_in_mid_transaction_it_reads_on_from_the
     await blocker.close()
 
 
+@pytest.mark.row("postgres-down")
 async def test_while_postgres_is_gone_it_is_not_ready_and_when_it_is_back_nothing_is_missing(
     settings: Settings, private_postgres: Callable[[], Postgres]
 ) -> None:
@@ -170,6 +174,7 @@ async def test_while_postgres_is_gone_it_is_not_ready_and_when_it_is_back_nothin
             await worker.settled()
 
 
+@pytest.mark.row("restored")
 async def test_a_postgres_restored_from_an_older_copy_reads_on_from_where_it_was(attached: Bench) -> None:
     dsn = attached.settings.postgres_dsn.get_secret_value()
     server, _, name = dsn.rpartition("/")
@@ -199,6 +204,7 @@ async def test_a_postgres_restored_from_an_older_copy_reads_on_from_where_it_was
         attached.connection = await asyncpg.connect(dsn)
 
 
+@pytest.mark.row("postgres-down")
 async def test_a_lock_that_does_not_come_free_delays_and_loses_nothing(attached: Bench) -> None:
     blocker = await asyncpg.connect(attached.settings.postgres_dsn.get_secret_value())
     await blocker.execute("begin; lock table event_identity in share mode")
@@ -285,6 +291,7 @@ async def test_events_deleted_unread_stop_it_and_it_says_what_to_do(
 # -- two workers --
 
 
+@pytest.mark.row("rebalance")
 async def test_two_workers_share_the_partitions_and_the_one_that_stays_takes_them_all_back(attached: Bench) -> None:
     async with attached.attaching(attach_port=0) as first:
         await some(attached, 3000)
@@ -299,6 +306,7 @@ async def test_two_workers_share_the_partitions_and_the_one_that_stays_takes_the
         assert first.sample("drm_fenced_total") == 0
 
 
+@pytest.mark.row("zombie")
 async def test_a_zombie_stuck_in_its_transaction_is_ended_by_its_successor_and_can_store_nothing_more(
     attached: Bench,
 ) -> None:
@@ -330,6 +338,7 @@ async def test_a_zombie_stuck_in_its_transaction_is_ended_by_its_successor_and_c
             await attached.until(EXACT, 3)
 
 
+@pytest.mark.row("zombie")
 async def test_a_worker_whose_position_moved_under_it_rolls_back_and_goes_on_from_the_truth(attached: Bench) -> None:
     await some(attached, 300)
     async with attached.attaching() as worker:
@@ -347,6 +356,7 @@ async def test_a_worker_whose_position_moved_under_it_rolls_back_and_goes_on_fro
         )
 
 
+@pytest.mark.row("zombie")
 async def test_a_worker_that_was_frozen_finds_its_share_taken_and_stores_nothing_of_it(
     attached: Bench, environment: dict[str, str], tmp_path: Path
 ) -> None:

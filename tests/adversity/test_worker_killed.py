@@ -25,7 +25,7 @@ async def test_attach_killed_in_copy_and_before_its_commit_and_after_it_stores_e
     settings: Settings, start_parts: StartParts, seed: int, seen: Seen
 ) -> None:
     # No time-out of Postgres frees what the dead one holds: its successor has to.
-    settings = settings.model_copy(update={"postgres_lock_timeout_s": 60, "postgres_statement_timeout_s": 120})
+    settings = settings.model_copy(update={"postgres_lock_timeout_s": 300, "postgres_statement_timeout_s": 600})
     parts = await asyncio.to_thread(start_parts, settings)
     dsn = settings.postgres_dsn.get_secret_value()
     async with parts.ledger(events=6000, seed=seed, rate=1000):

@@ -29,7 +29,7 @@ def another(settings: Settings) -> Settings:
 async def test_attach_frozen_in_its_transaction_is_ended_by_its_successor_and_stores_nothing_more_of_it(
     settings: Settings, start_parts: StartParts, seed: int, seen: Seen, at: tuple[str, int]
 ) -> None:
-    settings = settings.model_copy(update={"postgres_lock_timeout_s": 60, "postgres_statement_timeout_s": 120})
+    settings = settings.model_copy(update={"postgres_lock_timeout_s": 300, "postgres_statement_timeout_s": 600})
     parts = await asyncio.to_thread(start_parts, settings)
     dsn = settings.postgres_dsn.get_secret_value()
     async with parts.ledger(events=8000, seed=seed):
