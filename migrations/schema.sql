@@ -38,6 +38,14 @@ end $_$;
 
 COMMENT ON FUNCTION public.make_event_month(month timestamp with time zone) IS 'Make the partition of a month, with what the default partition has of it.';
 
+CREATE FUNCTION public.tell_credentials() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+begin
+    perform pg_notify('drm_credentials', '');
+    return null;
+end $$;
+
 CREATE FUNCTION public.tell_directory() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -147,6 +155,35 @@ CREATE TABLE public.event_identity (
 );
 
 COMMENT ON TABLE public.event_identity IS 'Subject, source and id as a 128-bit hash: what makes an event the same event, whatever its time.';
+
+CREATE TABLE public.fleet_key (
+    id uuid DEFAULT uuidv7() NOT NULL,
+    sender uuid NOT NULL,
+    kid text NOT NULL COLLATE pg_catalog."C",
+    thumbprint text NOT NULL COLLATE pg_catalog."C",
+    algorithm text NOT NULL,
+    public_key text NOT NULL,
+    devices text[] COLLATE pg_catalog."C",
+    types text[] COLLATE pg_catalog."C",
+    identities boolean DEFAULT false NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    expires_at timestamp with time zone,
+    revoked_at timestamp with time zone,
+    CONSTRAINT fleet_key_algorithm_check CHECK ((algorithm = ANY (ARRAY['EdDSA'::text, 'ES256'::text]))),
+    CONSTRAINT fleet_key_devices_check CHECK (((cardinality(devices) >= 1) AND (cardinality(devices) <= 10000))),
+    CONSTRAINT fleet_key_kid_check CHECK (((length(kid) >= 1) AND (length(kid) <= 100))),
+    CONSTRAINT fleet_key_public_key_check CHECK (starts_with(public_key, '-----BEGIN PUBLIC KEY-----'::text)),
+    CONSTRAINT fleet_key_thumbprint_check CHECK ((length(thumbprint) = 43)),
+    CONSTRAINT fleet_key_types_check CHECK (((cardinality(types) >= 1) AND (cardinality(types) <= 1000)))
+);
+
+COMMENT ON TABLE public.fleet_key IS 'Public keys; whoever holds the private one signs tokens for the devices of a fleet.';
+
+COMMENT ON COLUMN public.fleet_key.kid IS 'How the header of a token names it.';
+
+COMMENT ON COLUMN public.fleet_key.thumbprint IS 'RFC 7638; once registered a key is never taken again, so that one that was revoked stays so.';
+
+COMMENT ON COLUMN public.fleet_key.identities IS 'Whether its devices may send identity.* events; for parties they never speak.';
 
 CREATE TABLE public.migration (
     name text NOT NULL,
@@ -261,10 +298,24 @@ CREATE TABLE public.sender_key (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     expires_at timestamp with time zone,
     revoked_at timestamp with time zone,
-    CONSTRAINT sender_key_hash_check CHECK ((length(hash) = 32))
+    devices text[] COLLATE pg_catalog."C",
+    types text[] COLLATE pg_catalog."C",
+    parties boolean DEFAULT true NOT NULL,
+    identities boolean DEFAULT true NOT NULL,
+    CONSTRAINT sender_key_devices_bounded CHECK (((cardinality(devices) >= 1) AND (cardinality(devices) <= 10000))),
+    CONSTRAINT sender_key_hash_check CHECK ((length(hash) = 32)),
+    CONSTRAINT sender_key_types_bounded CHECK (((cardinality(types) >= 1) AND (cardinality(types) <= 1000)))
 );
 
 COMMENT ON COLUMN public.sender_key.hash IS 'SHA-256 of the key; the key itself is 256 random bits and is shown once.';
+
+COMMENT ON COLUMN public.sender_key.devices IS 'Devices it may write for, by name or by prefix (meter-*); null: any.';
+
+COMMENT ON COLUMN public.sender_key.types IS 'Types of events it may send, by name or by prefix (device.*); null: any.';
+
+COMMENT ON COLUMN public.sender_key.parties IS 'Whether it may write for party: subjects.';
+
+COMMENT ON COLUMN public.sender_key.identities IS 'Whether it may send identity.* events, which link devices with parties.';
 
 CREATE TABLE public.subject_day (
     day date NOT NULL,
@@ -311,6 +362,15 @@ ALTER TABLE ONLY public.device
 ALTER TABLE ONLY public.event_identity
     ADD CONSTRAINT event_identity_pkey PRIMARY KEY (key);
 
+ALTER TABLE ONLY public.fleet_key
+    ADD CONSTRAINT fleet_key_kid_key UNIQUE (kid);
+
+ALTER TABLE ONLY public.fleet_key
+    ADD CONSTRAINT fleet_key_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.fleet_key
+    ADD CONSTRAINT fleet_key_thumbprint_key UNIQUE (thumbprint);
+
 ALTER TABLE ONLY public.migration
     ADD CONSTRAINT migration_pkey PRIMARY KEY (name);
 
@@ -356,6 +416,8 @@ CREATE INDEX event_subject_occurred_at ON ONLY public.event USING btree (subject
 
 CREATE INDEX event_default_subject_occurred_at_idx ON public.event_default USING btree (subject, occurred_at);
 
+CREATE INDEX fleet_key_sender ON public.fleet_key USING btree (sender);
+
 CREATE INDEX party_ref_party ON public.party_ref USING btree (party);
 
 CREATE INDEX relationship_party ON public.relationship USING btree (party, role) WHERE upper_inf(recorded);
@@ -366,11 +428,20 @@ CREATE INDEX sender_key_sender ON public.sender_key USING btree (sender);
 
 ALTER INDEX public.event_subject_occurred_at ATTACH PARTITION public.event_default_subject_occurred_at_idx;
 
+CREATE TRIGGER fleet_key_tells AFTER INSERT OR DELETE OR UPDATE ON public.fleet_key FOR EACH STATEMENT EXECUTE FUNCTION public.tell_credentials();
+
+CREATE TRIGGER sender_key_tells AFTER INSERT OR DELETE OR UPDATE ON public.sender_key FOR EACH STATEMENT EXECUTE FUNCTION public.tell_credentials();
+
+CREATE TRIGGER sender_tells AFTER INSERT OR DELETE OR UPDATE ON public.sender FOR EACH STATEMENT EXECUTE FUNCTION public.tell_credentials();
+
 CREATE TRIGGER tell_directory AFTER INSERT OR UPDATE OF model, firmware ON public.device FOR EACH ROW WHEN (((new.registered_by <> 'event'::text) OR (new.model IS NOT NULL) OR (new.firmware IS NOT NULL))) EXECUTE FUNCTION public.tell_directory();
 
 CREATE TRIGGER tell_directory AFTER INSERT OR DELETE OR UPDATE ON public.party_ref FOR EACH ROW EXECUTE FUNCTION public.tell_directory_of_ref();
 
 CREATE TRIGGER tell_directory AFTER INSERT OR UPDATE ON public.relationship FOR EACH ROW EXECUTE FUNCTION public.tell_directory();
+
+ALTER TABLE ONLY public.fleet_key
+    ADD CONSTRAINT fleet_key_sender_fkey FOREIGN KEY (sender) REFERENCES public.sender(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY public.party_ref
     ADD CONSTRAINT party_ref_party_fkey FOREIGN KEY (party) REFERENCES public.party(id) ON DELETE CASCADE;

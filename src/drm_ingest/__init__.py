@@ -6,7 +6,7 @@ Files are named as an event meets them, each in the folder that its paragraph, o
 
 A **device** or an app posts events. Here a recording stands in for one: `recording.py` reads its lines as events,
 `send.py` sends them until each has its answer. `command.py` is `drm-ingest send`, and `demo.py` tells the story of two
-customers with it, whose records `portrait.py` draws.
+customers with it, whose records `portrait.py` draws. `token.py` makes the token that a device proves itself with.
 
 The **edge** takes them. `command.py` starts it, or several of it on one port (`workers.py`); `app.py` puts it together,
 and `server.py` is uvicorn with a shutdown that finishes what it began. A connection meets `door.py`: `request.py` finds
@@ -16,15 +16,16 @@ Whatever is not `POST /v1/events` goes on to FastAPI (`handover.py`), where `web
 is the door for other servers, and `openapi.py` and `asyncapi.py` describe it all
 (`shapes.py`: what goes in and out; `refusals.py`: a real one of each kind).
 
-Whichever way it came, `take.py` takes it: `credentials.py` tells who is sending, `clock.py` whether their clock is off,
-and `admit.py` what of the body can be kept: of a long one slice by slice, while others are served too (`turns.py`).
-The body is decompressed (`decompress.py`) and split into events (`split.py`), or made one of headers and data
-(`binary.py`). Then `judge.py` takes each event through the rules:
-`decode.py` reads its envelope, `check.py` holds its attributes to CloudEvents, `examine.py` finds what Postgres could
-never hold, `schema.py` knows what its data must look like, and `violation.py` says what to change in it. A refused
-event gets its reason (`errors.py`) and is kept nowhere. The others go by `write.py` to Kafka, and only when Kafka has
-acknowledged them does `answer.py` say 200; `replies.py` keeps the answers in the order of the requests, and `tell.py`
-writes into the log what was refused.
+Whichever way it came, `take.py` takes it: `credentials.py` knows who is sending; whom it does not, `identify.py` looks
+at closer: `token.py` verifies what a fleet's key signed (`public_key.py`), `guesses.py` slows down whoever tries many.
+`clock.py` tells whether their clock is off, and `admit.py` what of the body can be kept: of a long one slice by slice,
+while others are served too (`turns.py`). The body is decompressed (`decompress.py`) and split into events (`split.py`),
+or made one of headers and data (`binary.py`). Then `judge.py` takes each event through the rules: `decode.py` reads its
+envelope, `check.py` holds its attributes to CloudEvents, `examine.py` finds what Postgres could never hold, `schema.py`
+knows what its data must look like, and `violation.py` says what to change in it; `scope.py` holds it to what its
+credential may send. A refused event gets its reason (`errors.py`) and is kept nowhere. The others go by `write.py` to
+Kafka, and only when Kafka has acknowledged them does `answer.py` say 200; `replies.py` keeps the answers in the order
+of the requests, and `tell.py` writes into the log what was refused.
 
 **Kafka** keeps it. `topics.py` names the topics: the ingress topic holds the event's own bytes, with the facts of its
 receipt (`event.py`) in headers. `writer.py` appends it to a batch (`batch.py`) of the partition that its subject hashes

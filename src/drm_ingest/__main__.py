@@ -192,6 +192,33 @@ def key(
 
 
 @cli.command()
+def token(
+    device: Annotated[str, typer.Argument(help="The device it is for: the subject of its events.")],
+    private_key: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="PEM, Ed25519 or P-256; its public half is registered.")
+    ],
+    kid: Annotated[str | None, typer.Option(help="Default: the key's thumbprint, as in the registry.")] = None,
+    lifetime_s: Annotated[
+        float | None, typer.Option(min=1, help="Default: as long as the edge allows, DRM_TOKEN_LIFETIME_MAX_S.")
+    ] = None,
+) -> None:
+    """Make a token for a device, to try it out: docs/credentials.md tells how a fleet makes its own.
+
+    Example: curl $DRM_EDGE_URL/v1/events -H "Authorization: Bearer $(drm-ingest token meter-7 --private-key fleet.pem)"
+    """
+    from datetime import timedelta
+
+    from drm_ingest.device.token import NoPrivateKey, make
+
+    settings = _settings()
+    lifetime = timedelta(seconds=lifetime_s or settings.token_lifetime_max_s)
+    try:
+        typer.echo(make(private_key, device, kid=kid, audience=settings.token_audience, lifetime=lifetime))
+    except (NoPrivateKey, OSError) as error:
+        raise _failed(error) from None
+
+
+@cli.command()
 def schemas(
     directory: Annotated[Path | None, typer.Argument(help="Default: DRM_SCHEMAS_DIR, or those shipped.")] = None,
 ) -> None:

@@ -39,6 +39,7 @@ class EventCode(StrEnum):
     ATTRIBUTE_RESERVED = "attribute_reserved", "This attribute is set by drm-ingest; rename yours."
     SUBJECT_MISSING = "subject_missing", "Name the device in subject; this credential is not bound to one."
     SUBJECT_FORBIDDEN = "subject_forbidden", "This credential may not write for that subject."
+    TYPE_FORBIDDEN = "type_forbidden", "This credential may not send that type; see its scope."
     TIME_INVALID = "time_invalid", "Send time as RFC 3339 with an offset, as in 2026-11-22T10:00:00Z."
     SCHEMA_UNKNOWN = "schema_unknown", "Name a version of the schema that exists, as MAJOR.MINOR."
     SCHEMA_VIOLATION = "schema_violation", "Correct data at pointer to fit the schema."
@@ -94,6 +95,8 @@ PROBLEMS = _table(
     Problem("malformed_encoding", 400, "The body does not decompress."),
     Problem("malformed_request", 400, "The request is not valid HTTP, or a header or parameter cannot be read."),
     Problem("unauthenticated", 401, "No valid credential."),
+    Problem("token_expired", 401, "The token has expired."),
+    Problem("clock_skew", 401, "The clock that the token was made by is wrong."),
     Problem("forbidden", 403, "The credential does not allow this."),
     Problem("not_found", 404, "There is nothing here."),
     Problem("method_not_allowed", 405, "This path does not take that method."),

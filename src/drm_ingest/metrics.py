@@ -118,6 +118,9 @@ class Metrics:
     request_bytes_in_flight = _gauge(_EDGE, "drm_request_in_flight_bytes", "Request bodies being read or checked.")
     connections = _gauge(_EDGE, "drm_connections", "Open connections.", "transport")
     credentials_age_seconds = _gauge(_EDGE, "drm_credentials_age_seconds", "Since the credential snapshot was read.")
+    token_verifications = _counter(
+        _EDGE, "drm_token_verifications", "Signatures of tokens checked: those not remembered.", "result"
+    )
 
     # -- serve
     request_seconds = _histogram(_SERVE, "drm_request_seconds", "A request of serve from its first byte to its answer.")

@@ -126,7 +126,19 @@ class Settings(BaseSettings):
     event_future_max_s: Annotated[float, Field(gt=0, le=1e9)] = Field(
         86_400.0, description="further ahead: clamped and marked"
     )
-    credential_refresh_s: Seconds = Field(2.0, description="how often the credential snapshot is read anew")
+    credential_refresh_s: Annotated[float, Field(gt=0, le=4)] = Field(
+        2.0, description="how often the credential snapshot is read anew, if no change was told before"
+    )
+    token_lifetime_max_s: Seconds = Field(3600.0, description="of a device's token, exp - iat; else 401")
+    token_leeway_s: Annotated[float, Field(ge=0, le=600)] = Field(
+        30.0, description="a token's iat, nbf and exp may be off by that"
+    )
+    token_audience: Annotated[str, Field(min_length=1)] = Field("drm-ingest", description="a token's aud; else 401")
+    token_bytes_max: Bytes = Field(4 * KiB, description="a device's token; else 401")
+    tokens_remembered_max: Count = Field(50_000, description="verified tokens kept in memory (400 bytes each)")
+    authentication_failures_per_s_max: Count = Field(
+        10, description="of one address, ten seconds' worth at once; then 429"
+    )
 
     # -- the pipeline -------------------------------------------------------------------------------------------
     enrich_remembered_events_max: Count = Field(200_000, description="identities kept to suppress retries")

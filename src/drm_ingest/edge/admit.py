@@ -14,6 +14,7 @@ from drm_ingest.edge.binary import structured
 from drm_ingest.edge.credentials import Credential
 from drm_ingest.edge.decompress import COMPRESSED, decompress, decompressing, undeclared
 from drm_ingest.edge.judge import Judge, Record, Request, Result, rejection
+from drm_ingest.edge.scope import OutOfScope
 from drm_ingest.edge.split import WHITE, Media, media_of, refuse_too_many, split
 from drm_ingest.errors import EventCode, Refusal, Rejected
 from drm_ingest.event import HEADER_CONTENT_HASH, HEADER_RECEIPT, Receipt
@@ -22,6 +23,7 @@ from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 
 ALL_REJECTED = "Correct the events as results tell."
+ALL_FORBIDDEN = "The scope of this credential allows none of the events; it would need more of: {}."
 SLICE_BYTES = 128 * 1024
 """What is judged in one go of a long body: 1 ms, and 15 of what must be looked at number by number."""
 _SLICE_BYTES_PER_EVENT = 512  # what an event costs however small it is
@@ -40,6 +42,8 @@ class Admitted:
     """Keys, values and headers of the records: what the writer needs room for."""
     accepted: int = 0
     """How many records there are, or were: whoever has written them lets go of them."""
+    out_of_scope: list[str] = field(default_factory=list)
+    """For each event that the credential may not send, the part of its scope that would have to allow it."""
 
     @property
     def rejected(self) -> int:
@@ -51,13 +55,25 @@ class Admitted:
         """Whether nothing is left to write although something was sent: answered 422."""
         return bool(self.received) and not self.accepted
 
+    @property
+    def all_forbidden(self) -> bool:
+        """Whether the credential may send nothing of it: answered 403."""
+        return bool(self.out_of_scope) and len(self.out_of_scope) == self.received
+
+    @property
+    def forbidden(self) -> Refusal:
+        """The problem of that."""
+        missing = sorted(set(self.out_of_scope))
+        return Refusal("forbidden", ALL_FORBIDDEN.format(", ".join(missing)), missing_scopes=missing)
+
     def answer(self, request_id: str) -> bytes:
-        """Return the JSON of the answer: for a 200, or, all rejected, for the 422 (problem+json, with the results)."""
+        """Return the JSON of the answer: for a 200; or, all rejected, for the 422 or 403 (a problem, with results)."""
         if not self.results:
             return b'{"request_id":%b,"accepted":%d,"results":[]}' % (_encode(request_id), self.accepted)
         answer = {"request_id": request_id, "accepted": self.accepted, "results": self.results}
         if self.all_rejected:
-            answer = Refusal("all_rejected", ALL_REJECTED).body(request_id) | answer
+            refusal = self.forbidden if self.all_forbidden else Refusal("all_rejected", ALL_REJECTED)
+            answer = refusal.body(request_id) | answer
         return _encode(answer)
 
 
@@ -177,6 +193,8 @@ class Admit:
                 record = judge(index, value, request)
             except Rejected as rejected:
                 request.results.append(rejection(index, rejected, value))
+                if isinstance(rejected, OutOfScope):
+                    admitted.out_of_scope.append(rejected.scope)
                 continue
             records.append(record)
             key, _, headers = record

@@ -14,7 +14,7 @@ PROBLEM = PROBLEM_MEDIA_TYPE.encode()
 class Answer:
     """The answer to one request, whoever carries it: the door, the ordinary route, a WebSocket.
 
-    Either `admitted` is there (200, or 422 when every event was rejected) or `refusal`.
+    Either `admitted` is there (200, or 422 or 403 when every event was rejected) or `refusal`.
     """
 
     __slots__ = ("admitted", "refusal", "request_id", "status")

@@ -19,6 +19,7 @@ from drm_ingest import health
 from drm_ingest.edge import asyncapi, openapi, route, shapes
 from drm_ingest.edge.admit import Admit
 from drm_ingest.edge.credentials import Credentials
+from drm_ingest.edge.identify import Identify
 from drm_ingest.edge.limits import Limits
 from drm_ingest.edge.refusals import REMEDIES
 from drm_ingest.edge.server import Server
@@ -52,13 +53,14 @@ async def serve(settings: Settings, bound: socket.socket, siblings: Siblings | N
     metrics = Metrics("edge")
     limits = Limits(settings)
     credentials = Credentials(settings, metrics)
+    identify = Identify(settings, credentials, metrics)
     writer = Writer(settings, metrics)
     admit = Admit(settings, schemas, metrics)
     ingress = Topics.of(settings).ingress
     tell = Tell(settings, credentials)
 
     def take(transport: str) -> Take:
-        return Take(settings, limits, credentials, admit, Write(settings, writer, ingress, metrics, transport), tell)
+        return Take(settings, limits, identify, admit, Write(settings, writer, ingress, metrics, transport), tell)
 
     def ready() -> str | None:
         """Say why no event could be acknowledged now, if so."""

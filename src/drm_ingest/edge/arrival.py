@@ -1,5 +1,7 @@
 """A request while it arrives at the door: may they send, and this much? Then it is taken."""
 
+from collections.abc import Callable
+
 from drm_ingest.edge.credentials import Credential
 from drm_ingest.edge.replies import Exchange
 from drm_ingest.edge.request import Request
@@ -15,6 +17,7 @@ class Arrival(Request):
         "_counted_bytes",
         "_credential",
         "_take",
+        "client",
         "expects_continue",
         "refusal",
         "request_id",
@@ -24,6 +27,8 @@ class Arrival(Request):
 
     def __init__(self, take: Take) -> None:
         self._take = take
+        self.client: Callable[[], str | None] = _nobody
+        """Tells the address at the other end."""
         self._counted_bytes = 0
         super().__init__()
 
@@ -47,7 +52,7 @@ class Arrival(Request):
         self._clock_offset_ms = take.clock_offset_ms(headers)
         self.expects_continue = b"expect" in headers
         try:
-            self._credential = take.enter(headers)
+            self._credential = take.enter(headers, self.client)
         except Refusal as refusal:
             self._refuse(refusal)
 
@@ -93,3 +98,7 @@ class Arrival(Request):
         if self._counted_bytes:
             self._take.limits.body_bytes -= self._counted_bytes
             self._counted_bytes = 0
+
+
+def _nobody() -> None:
+    """Before there is a connection."""

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 
+from drm_ingest.edge.scope import OutOfScope
 from drm_ingest.errors import EventCode, Rejected, json_pointer
 from drm_ingest.event import (
     ID_CHARACTERS_MAX,
@@ -76,18 +77,27 @@ def check_extension(name: str, attribute: object) -> None:
 def own_subject(subject: str | None, device: str, value: bytes) -> str:
     """Return the subject of an event sent by a credential that is bound to a device: that device, named or not.
 
-    A subject given twice is refused here, because readers differ in which of the two they take.
-
     Raises:
         Rejected: subject_forbidden, attribute_invalid.
     """
     if subject is not None and subject != device:
-        raise Rejected(
-            EventCode.SUBJECT_FORBIDDEN, "/subject", "This key writes for its own device only; leave it out."
-        )
-    if (value.count(b'"subject"') > 1 or b"\\" in value) and _names(value).count("subject") > 1:
-        raise invalid("subject", "subject is given twice.")
+        detail = "This credential writes for its own device only; leave subject out."
+        raise OutOfScope(EventCode.SUBJECT_FORBIDDEN, "/subject", "devices", detail)
+    refuse_ambiguous(value)
     return device if subject is None else subject
+
+
+def refuse_ambiguous(value: bytes) -> None:
+    """Refuse an event with two subjects or two types: readers differ in which of the two they take.
+
+    Raises:
+        Rejected: attribute_invalid.
+    """
+    if value.count(b'"subject"') > 1 or value.count(b'"type"') > 1 or b"\\" in value:
+        names = _names(value)
+        for name in ("subject", "type"):
+            if names.count(name) > 1:
+                raise invalid(name, f"{name} is given twice.")
 
 
 def check_party(subject: str) -> None:

@@ -31,6 +31,12 @@ class Clock:
         return 0 if abs(difference) <= self._tolerated else round(difference / timedelta(milliseconds=1))
 
 
+def stated_time(date: bytes | None) -> float | None:
+    """Return the time of a `Date` header in seconds since 1970; None where there is none, or none that can be read."""
+    sent = None if date is None else _parse(date)
+    return None if sent is None else sent.timestamp()
+
+
 def _parse(date: bytes) -> datetime | None:
     try:
         sent = parsedate_to_datetime(date.decode("latin-1"))

@@ -11,6 +11,7 @@ Kafka's acknowledgement. That is several times cheaper than ASGI, and it puts ev
 
 import asyncio
 from enum import IntEnum
+from functools import partial
 from typing import Any, cast
 
 from uvicorn.config import Config
@@ -18,7 +19,7 @@ from uvicorn.server import ServerState
 
 from drm_ingest.edge.arrival import Arrival
 from drm_ingest.edge.handover import HandedOver
-from drm_ingest.edge.replies import Replies
+from drm_ingest.edge.replies import Replies, client_of
 from drm_ingest.edge.request import MalformedRequest
 from drm_ingest.edge.take import Take
 from drm_ingest.errors import Refusal
@@ -75,6 +76,7 @@ class Door(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._request.client = partial(client_of, self._transport)
         self._replies = Replies(self._transport, self._limits, self._server_state, self._take.tell, self._sent)
         full, overfull = self._limits.connections_full(), self._limits.no_room_to_refuse()
         self._server_state.connections.add(self)  # type: ignore[arg-type]  # uvicorn asks for shutdown() only

@@ -14,7 +14,7 @@ import msgspec
 import orjson
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from drm_ingest.edge.check import check_party, own_subject
+from drm_ingest.edge.check import check_party, own_subject, refuse_ambiguous
 from drm_ingest.edge.credentials import Credential
 from drm_ingest.edge.decode import decode
 from drm_ingest.errors import EventCode, Rejected
@@ -95,7 +95,7 @@ class Judge:
         escaped = b"\\u00" in body and _escaped_letter(body) is not None
         return Request(credential, receipt, (HEADER_RECEIPT, _encode(receipt)), odd(body), escaped, latest, [])
 
-    def record(self, index: int, value: bytes, request: Request) -> Record:
+    def record(self, index: int, value: bytes, request: Request) -> Record:  # noqa: PLR0912 - a branch is a rule
         """Take one event through all the rules; what there is to say of an accepted one goes to the results.
 
         Raises:
@@ -127,6 +127,10 @@ class Judge:
         if subject.startswith(PARTY_PREFIX):
             check_party(subject)
             source = request.credential.sender if source is None else source
+        scope = request.credential.scope
+        if scope is not None:
+            refuse_ambiguous(value)
+            scope.refuse(type_, subject)
 
         time = event.time
         clamped = time is not None and self._is_too_far_ahead(time, request)

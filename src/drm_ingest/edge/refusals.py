@@ -1,13 +1,16 @@
 """A real refusal of each kind, for the description: made by the step that makes it for a sender."""
 
 from collections.abc import Callable
+from time import time
 
 from drm_ingest.edge.admit import refuse_readers
 from drm_ingest.edge.credentials import Credential
 from drm_ingest.edge.decompress import decompress, too_large_decompressed
+from drm_ingest.edge.identify import nothing_sent
 from drm_ingest.edge.request import MalformedRequest, Request
 from drm_ingest.edge.split import Media, media_of, split, too_many_events
 from drm_ingest.edge.take import Take
+from drm_ingest.edge.token import clock_skew, token_expired
 from drm_ingest.errors import Refusal
 
 REMEDIES = {
@@ -22,11 +25,14 @@ def refusals(take: Take, request_id: str) -> dict[str, Refusal]:
     settings = take.settings
     events_max = settings.request_events_max
     reader = Credential("", "", "reader", None)
+    now = time()
     found = [
         _raised(lambda: split(b'[{"type": "device.status"', Media.BATCH, events_max)),
         _raised(lambda: decompress(b"gzip", b'{"type": "device.status"}', settings)),
         _malformed_request(take),
-        take.unauthenticated({}),
+        nothing_sent(),
+        token_expired(now),
+        clock_skew("The token is not valid yet", now),
         _raised(lambda: refuse_readers(reader)),
         *(Refusal(code, remedy) for code, remedy in REMEDIES.items()),
         take.too_slow("body", settings.request_body_timeout_s),
@@ -41,7 +47,7 @@ def refusals(take: Take, request_id: str) -> dict[str, Refusal]:
         take.broken(request_id),
         take.write.not_acknowledged(),
         take.write.behind(),
-        take.not_ready(),
+        take.identify.not_ready(),
     ]
     return {refusal.problem.code: refusal for refusal in found}
 

@@ -23,7 +23,7 @@ def router(take: Take, documented: dict[str, Any]) -> APIRouter:
         close = {}
         body_bytes = None
         try:
-            credential = take.enter(headers)
+            credential = take.enter(headers, lambda: request.client.host if request.client else None)
             clock_offset_ms = take.clock_offset_ms(headers)
             body = await _body(request, take)
             body_bytes = len(body)

@@ -15,7 +15,8 @@ from drm_ingest.settings import Settings
 EDGE_CODES = [code for code in EventCode if code not in DEAD_LETTER_CODES]
 """What is told of an event in an answer."""
 PROBLEM_CODES = (
-    "malformed_json", "malformed_encoding", "malformed_request", "unauthenticated", "forbidden", "not_found",
+    "malformed_json", "malformed_encoding", "malformed_request", "unauthenticated", "token_expired",
+    "clock_skew", "forbidden", "not_found",
     "method_not_allowed", "request_timeout", "body_too_large", "decompressed_too_large", "too_many_events",
     "unsupported_media_type", "unsupported_encoding", "all_rejected", "rate_limited", "headers_too_large",
     "internal_error", "not_acknowledged", "overloaded", "not_ready",

@@ -5,7 +5,7 @@ The same steps for the door, the ordinary route and a WebSocket message; they di
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import TypedDict
@@ -15,8 +15,9 @@ from msgspec import Raw
 
 from drm_ingest.edge.admit import SLICE_BYTES, Admit, refuse_readers
 from drm_ingest.edge.answer import Answer
-from drm_ingest.edge.clock import Clock
-from drm_ingest.edge.credentials import Credential, Credentials
+from drm_ingest.edge.clock import Clock, stated_time
+from drm_ingest.edge.credentials import Credential
+from drm_ingest.edge.identify import Identify
 from drm_ingest.edge.limits import Limits
 from drm_ingest.edge.tell import Tell
 from drm_ingest.edge.turns import Turns, Work
@@ -31,7 +32,6 @@ Headers = Mapping[bytes, bytes]
 
 _is_request_id = re.compile(REQUEST_ID.encode()).fullmatch
 _USER_AGENT_CHARACTERS_MAX = 300
-_HOW_TO_SEND_A_KEY = "Authorization: Bearer <key>, or Basic with it as user name"
 _CORS_LINES = (
     b"access-control-allow-origin: %b\r\nvary: origin\r\naccess-control-expose-headers: retry-after, x-request-id\r\n"
 )
@@ -54,12 +54,13 @@ class Take:
     """The steps of the edge for one transport, with their parts."""
 
     def __init__(
-        self, settings: Settings, limits: Limits, credentials: Credentials, admit: Admit, write: Write, tell: Tell
+        self, settings: Settings, limits: Limits, identify: Identify, admit: Admit, write: Write, tell: Tell
     ) -> None:
         self.settings = settings
         self.tell = tell
         self.limits = limits
-        self.credentials = credentials
+        self.identify = identify
+        self._find = identify.credentials.find
         self._admit = admit
         self.write = write
         self._turns = Turns()
@@ -78,17 +79,17 @@ class Take:
         self._requests_started += 1
         return f"{self._request_prefix}-{self._requests_started:x}"
 
-    def enter(self, headers: Headers) -> Credential:
-        """Decide before a byte of the body is read.
+    def enter(self, headers: Headers, client: Callable[[], str | None]) -> Credential:
+        """Decide before a byte of the body is read; `client` tells the address it comes from.
 
         Raises:
-            Refusal: unauthenticated, forbidden, not_ready, body_too_large, overloaded.
+            Refusal: unauthenticated, token_expired, clock_skew, forbidden, not_ready, rate_limited, body_too_large,
+                overloaded.
         """
-        credential = self.credentials.find(headers.get(b"authorization"))
+        authorization = headers.get(b"authorization")
+        credential = self._find(authorization)
         if credential is None:
-            if not self.credentials.ready:  # a 401 would make a sender give up
-                raise self.not_ready()
-            raise self.unauthenticated(headers)
+            credential = self.identify.identify(authorization, stated_time(headers.get(b"date")), client())
         refuse_readers(credential)
         length = headers.get(b"content-length")
         if length is not None:
@@ -216,20 +217,9 @@ class Take:
         """Return a 500."""
         return Refusal("internal_error", f"Report request {request_id}; a retry may help.")
 
-    def not_ready(self) -> Refusal:
-        """Return a 503 for a key that cannot be checked yet."""
-        return Refusal("not_ready", "Credentials are not loaded yet.", retry_after_s=self.settings.retry_after_s)
-
     def malformed_request(self, error: Exception) -> Refusal:
         """Return a 400 for what is not HTTP."""
         return Refusal("malformed_request", f"Send valid HTTP/1.1: {error}.")
-
-    def unauthenticated(self, headers: Headers) -> Refusal:
-        """Return a 401 that says how to send a key, or that the one sent is not valid; not more about it than that."""
-        if b"authorization" not in headers:
-            return Refusal("unauthenticated", f"Send your key: {_HOW_TO_SEND_A_KEY}.")
-        detail = f"The key is unknown, revoked or expired, or not sent as {_HOW_TO_SEND_A_KEY}."
-        return Refusal("unauthenticated", detail)
 
     def body_too_large(self) -> Refusal:
         """Return a 413 that names the limit."""

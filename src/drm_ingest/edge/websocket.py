@@ -26,6 +26,7 @@ from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from drm_ingest.edge.answer import Answer
+from drm_ingest.edge.clock import stated_time
 from drm_ingest.edge.credentials import Credential
 from drm_ingest.edge.message import (
     CLOUDEVENTS,
@@ -43,10 +44,9 @@ from drm_ingest.edge.take import Take
 from drm_ingest.errors import Refusal
 from drm_ingest.event import parse_time
 
-Who = Callable[[], Credential | None]
-"""Looks up whose connection it is."""
-
 RECONNECT_AFTER_MS_MIN = 100
+WATCH_INTERVAL_S = 1.0
+_WATCHED_AT_ONCE = 50  # a token whose key was revoked takes a tenth of a millisecond
 
 
 class Sessions:
@@ -57,11 +57,14 @@ class Sessions:
         self._take = take
         self._ready = ready
         self._open: set[Session] = set()
+        self._watching: asyncio.Task[None] | None = None
 
     async def serve(self, socket: WebSocket) -> None:
         """Serve one WebSocket to its end."""
         session = Session(self._take, socket)
         self._open.add(session)
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch(), name="credentials of WebSockets")
         try:
             await session.run(self._ready())
         finally:
@@ -73,6 +76,17 @@ class Sessions:
         for session in self._open:
             session.go_away()
         await asyncio.gather(*(session.gone.wait() for session in self._open))
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def _watch(self) -> None:
+        """Close those whose credential is revoked or expires, though they send nothing; ends with the last of them."""
+        while self._open:
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            for number, session in enumerate(tuple(self._open), 1):
+                session.close_unless_known()
+                if not number % _WATCHED_AT_ONCE:
+                    await asyncio.sleep(0)
 
 
 class Session:
@@ -87,6 +101,7 @@ class Session:
         self._clock_offset_ms = 0
         self._window = take.settings.websocket_window_messages
         self._sender: str | None = None
+        self._authorization = b""
         self._messages = 0
         self._unacknowledged = 0  # taken, and their acknowledgement not yet sent
         self._outbox: asyncio.Queue[tuple[bytes, int] | Closing] = asyncio.Queue()  # bounded by the window
@@ -102,11 +117,10 @@ class Session:
             await self._socket.accept(CLOUDEVENTS if self._single else None)
             if not_ready:
                 raise Closing(TRY_LATER, not_ready)
-            who = await self._greet()
-            self._sender = self._known(who).sender
+            self._sender = (await self._greet()).sender
             self._put({"window": self._window})
             while True:
-                await self._take_next(who)
+                await self._take_next()
         except Closing as closing:
             self._take.tell.closed(closing.code, str(closing), client=self._client, sender=self._sender)
             closing.__traceback__ = closing.__context__ = None  # its frames hold the message
@@ -130,16 +144,27 @@ class Session:
             self._put({"goaway": {"reconnect_after_ms": RECONNECT_AFTER_MS_MIN + secrets.randbelow(spread_ms)}})
             self._leave(Closing(RESTARTING, "restarting"))
 
+    def close_unless_known(self) -> None:
+        """Close, if whoever it is may not send any more."""
+        if self._sender is None or self._closing is not None:
+            return  # not greeted yet, or leaving anyway
+        try:
+            self._known()
+        except Closing as closing:
+            if closing.code == POLICY:
+                self._take.tell.closed(closing.code, str(closing), client=self._client, sender=self._sender)
+                self._leave(closing)
+
     # -- in
 
     async def _refused_by_header(self) -> bool:
         """Answer the upgrade itself with 401 or 403 where a header names a key that may not send."""
-        if b"authorization" not in self._headers or not self._take.credentials.ready:
+        if b"authorization" not in self._headers or not self._take.identify.credentials.ready:
             return False
         try:
-            self._take.enter(self._headers)
+            self._take.enter(self._headers, lambda: self._client)
         except Refusal as refusal:
-            if refusal.problem.retry:
+            if refusal.problem.status == 503:
                 return False
             answer = self._take.refuse(refusal, self._take.request_id(self._headers))
             self._take.tell.answered(answer, client=self._client, authorization=self._headers[b"authorization"])
@@ -149,11 +174,10 @@ class Session:
             return True
         return False
 
-    async def _greet(self) -> Who:
+    async def _greet(self) -> Credential:
         """Learn who it is, from a header or from a hello."""
-        credentials = self._take.credentials
         if (authorization := self._headers.get(b"authorization")) is not None:
-            who: Who = partial(credentials.find, authorization)
+            stated_at = stated_time(self._headers.get(b"date"))
         else:
             seconds = self._take.settings.request_header_timeout_s
             try:
@@ -164,17 +188,24 @@ class Session:
             if hello is None:
                 raise Closing(POLICY, "unauthenticated: send a hello with your key first, or an Authorization header")
             self._hear(hello)
-            who = partial(credentials.find_key, hello.key or "")
-        return who
+            authorization = f"Bearer {hello.key or ''}".encode("latin-1", "replace")
+            stated_at = None if hello.sent_at is None else parse_time(hello.sent_at).timestamp()
+        self._authorization = authorization
+        try:
+            return self._take.identify.identify(authorization, stated_at, self._client)
+        except Refusal as refusal:
+            raise _closing(refusal) from None
 
-    def _known(self, who: Who) -> Credential:
-        """Return whose key it is now: one that is revoked or expires while the connection lasts counts no more."""
-        credential = who()
-        if credential is None and not self._take.credentials.ready:
-            raise Closing(TRY_LATER, "not_ready: credentials are not loaded yet")
-        if credential is None:
-            raise Closing(POLICY, "unauthenticated: the key is unknown, revoked or expired")
-        return credential
+    def _known(self) -> Credential:
+        """Return whose key it is now: one that is revoked or expires while the connection lasts counts no more.
+
+        Raises:
+            Closing: it counts no more.
+        """
+        try:
+            return self._take.identify.still(self._authorization)
+        except Refusal as refusal:
+            raise _closing(refusal) from None
 
     def _hear(self, hello: Hello) -> None:
         if not self._hello_may_come:
@@ -186,7 +217,7 @@ class Session:
             except ValueError as error:
                 raise Closing(UNSUPPORTED, f"sent_at {error}") from None
 
-    async def _take_next(self, who: Who) -> None:
+    async def _take_next(self) -> None:
         """Take one message; its acknowledgement follows by itself."""
         raw = await self._receive()
         if self._closing is not None:
@@ -205,7 +236,7 @@ class Session:
             name, events = message.seq, message.events or []
         if self._unacknowledged >= self._window:
             raise Closing(POLICY, f"more than {self._window} unacknowledged messages; see window")
-        credential = self._known(who)
+        credential = self._known()
         self._unacknowledged += 1
         request_id = self._take.request_id({})
         reply = partial(self._reply, name, number, len(raw))
@@ -268,3 +299,10 @@ class Session:
                 self._unacknowledged -= acknowledges
                 if acknowledges and self._closing is not None and not self._unacknowledged:
                     self._outbox.put_nowait(self._closing)
+
+
+def _closing(refusal: Refusal) -> Closing:
+    """Return the close for a credential that is refused: the reason is short and begins with the code."""
+    server_time = refusal.members.get("server_time")
+    told = f"server_time {server_time}; {refusal.detail}" if server_time else refusal.detail
+    return Closing(TRY_LATER if refusal.problem.retry else POLICY, f"{refusal.problem.code}: {told}")

@@ -81,8 +81,8 @@ class Write:
         """Return the answer to a request each of whose events is durable or refused for good."""
         status = 200
         if admitted.all_rejected:
-            status = 422
-            self._refusals["all_rejected"].inc()
+            status, code = (403, "forbidden") if admitted.all_forbidden else (422, "all_rejected")
+            self._refusals[code].inc()
         self._requests[status].inc()
         return Answer(status, request_id, admitted, None)
 

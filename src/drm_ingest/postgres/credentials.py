@@ -1,7 +1,10 @@
 """Credentials in Postgres: keys are stored hashed, and a key is shown once."""
 
+import asyncio
+import contextlib
 import hashlib
 import secrets
+from dataclasses import dataclass
 
 import asyncpg
 
@@ -11,15 +14,26 @@ from drm_ingest.settings import Settings
 KEY_PREFIX = "drm_"
 PREFIX_CHARACTERS = 12
 
-# Each insert or update gives a row a new xmin, each delete takes one away: no change leaves all four as they were.
+CHANNEL = "drm_credentials"
+"""Where triggers tell of every change."""
+
+# Each insert or update gives a row a new xmin, each delete takes one away: no change leaves all six as they were.
 _STATE = """
-    select keys.count, keys.xmins, senders.count, senders.xmins
+    select keys.count, keys.xmins, fleets.count, fleets.xmins, senders.count, senders.xmins
     from (select count(*), sum(xmin::text::bigint) as xmins from sender_key) keys,
+         (select count(*), sum(xmin::text::bigint) as xmins from fleet_key) fleets,
          (select count(*), sum(xmin::text::bigint) as xmins from sender) senders
 """
 _USABLE_KEYS = """
-    select key.id, key.hash, key.expires_at, sender.name as sender, sender.role, sender.device
+    select key.id, key.hash, key.expires_at, key.devices, key.types, key.parties, key.identities,
+           sender.id as sender_id, sender.name as sender, sender.role, sender.device
     from sender_key key join sender on sender.id = key.sender
+    where key.revoked_at is null and (key.expires_at is null or key.expires_at > now())
+"""
+_USABLE_FLEET_KEYS = """
+    select key.id, key.kid, key.algorithm, key.public_key, key.expires_at, key.devices, key.types, key.identities,
+           sender.id as sender_id, sender.name as sender, sender.role
+    from fleet_key key join sender on sender.id = key.sender
     where key.revoked_at is null and (key.expires_at is null or key.expires_at > now())
 """
 
@@ -54,8 +68,22 @@ async def ensure_key(connection: asyncpg.Connection, sender: str, role: str, key
         return str(row["role"])
 
 
-class StoredKeys:
-    """Reads every key that may be used now, over a connection of its own that it makes again when it broke."""
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All credentials that may be used now.
+
+    A row of `keys` has `id`, `hash`, `expires_at` (or None), its scope (`devices`, `types`, `parties`, `identities`),
+    and of its sender `sender_id`, `sender` (the name), `role` and `device` (or None).
+    A row of `fleet_keys` has `id`, `kid`, `algorithm`, `public_key` (PEM), `expires_at`, `devices`, `types`,
+    `identities`, `sender_id`, `sender` and `role`.
+    """
+
+    keys: list[asyncpg.Record]
+    fleet_keys: list[asyncpg.Record]
+
+
+class StoredCredentials:
+    """Reads all credentials, over a connection of its own that it makes again when it broke; hears of changes."""
 
     def __init__(self, settings: Settings, application_name: str) -> None:
         """Nothing is opened before `read`."""
@@ -63,11 +91,11 @@ class StoredKeys:
         self._application_name = application_name
         self._connection: asyncpg.Connection | None = None
         self._state: tuple[object, ...] | None = None
+        self._told = asyncio.Event()
 
-    async def read(self) -> list[asyncpg.Record] | None:
-        """Return the keys, or None where nothing has changed since they were last read over this connection.
+    async def read(self) -> Snapshot | None:
+        """Return the credentials, or None where nothing has changed since they were last read over this connection.
 
-        A row has `id`, `hash`, `expires_at` (or None), and the `sender`'s name, its `role` and its `device` (or None).
         That a key expires is no change: whoever keeps it looks at the clock.
 
         Raises:
@@ -77,16 +105,26 @@ class StoredKeys:
             if self._connection is None or self._connection.is_closed():
                 self._state = None
                 self._connection = await connect(self._settings, self._application_name)
+                await self._connection.add_listener(CHANNEL, lambda *_: self._told.set())
+            self._told.clear()
             # First the state, then the rows: a change in between is read now and, at worst, once more.
             state = tuple(await self._connection.fetchrow(_STATE))
             if state == self._state:
                 return None
-            rows = list(await self._connection.fetch(_USABLE_KEYS))
+            snapshot = Snapshot(
+                list(await self._connection.fetch(_USABLE_KEYS)), list(await self._connection.fetch(_USABLE_FLEET_KEYS))
+            )
         except BaseException:
             self.close()
             raise
         self._state = state
-        return rows
+        return snapshot
+
+    async def wait_for_change(self, seconds_max: float) -> None:
+        """Wait until Postgres tells of a change, or for so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds_max):
+                await self._told.wait()
 
     def close(self) -> None:
         """Hang up at once."""

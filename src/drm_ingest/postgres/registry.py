@@ -2,16 +2,19 @@
 
 NameTaken       a sender of that name is there already
 ReferenceTaken  a reference already names a party
+KeyTaken        a fleet's key is registered already, or was
 LastKey         without this key no administrator could get in
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 import asyncpg
 
 from drm_ingest.postgres.credentials import key_hash, new_key
+from drm_ingest.public_key import PublicKey
 
 _ADMINISTRATORS = 0x64726D_61646D69  # "drm" "admi": the advisory lock of whoever revokes an administrator's key
 
@@ -32,6 +35,14 @@ class ReferenceTaken(Exception):
         self.reference, self.party = reference, party
 
 
+class KeyTaken(Exception):
+    """A fleet's key, or its name, is registered already, or was."""
+
+    def __init__(self, key: UUID, sender: UUID) -> None:
+        super().__init__(f"fleet key {key} of sender {sender}")
+        self.key, self.sender = key, sender
+
+
 class LastKey(Exception):
     """Without this key no administrator could get in."""
 
@@ -39,15 +50,19 @@ class LastKey(Exception):
 # -- senders and their keys -------------------------------------------------------------------------------------------
 
 _SENDER = "id, name, role, device, created_at"
-_KEY = "id, prefix, created_at, expires_at, revoked_at"
+_KEY = "id, prefix, created_at, expires_at, revoked_at, devices, types, parties, identities"
+_FLEET_KEY = "id, kid, algorithm, public_key, created_at, expires_at, revoked_at, devices, types, identities"
 _VALID = "revoked_at is null and (expires_at is null or expires_at > clock_timestamp())"
 
 
 async def sender_of_key(db: asyncpg.Connection | asyncpg.Pool, key: str) -> asyncpg.Record | None:
-    """Return the sender (id, name, role, device) whose key this is now; None for an unknown, revoked or expired key."""
+    """Return the sender (id, name, role, device) whose key this is now, and the `devices` and `parties` of its scope.
+
+    None for an unknown, revoked or expired key.
+    """
     return await db.fetchrow(
-        "select sender.id, name, role, device from sender_key join sender on sender.id = sender_key.sender "
-        f"where hash = $1 and {_VALID}",
+        "select sender.id, name, role, device, devices, parties "
+        f"from sender_key join sender on sender.id = sender_key.sender where hash = $1 and {_VALID}",
         key_hash(key),
     )
 
@@ -76,16 +91,26 @@ async def senders(db: asyncpg.Connection, after: UUID | None, limit: int) -> lis
     return rows
 
 
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a credential may send; `devices` and `types` are names or beginnings (`meter-*`), None: any."""
+
+    devices: Sequence[str] | None = None
+    types: Sequence[str] | None = None
+    parties: bool = True
+    identities: bool = True
+
+
 async def create_key(
-    db: asyncpg.Connection, sender: UUID, expires_at: datetime | None
+    db: asyncpg.Connection, sender: UUID, expires_at: datetime | None, scope: Scope
 ) -> tuple[asyncpg.Record, str] | None:
     """Return the new key's row and the key itself, which is kept nowhere; None where there is no such sender."""
     key, hash_, prefix = new_key()
     try:
         row = await db.fetchrow(
-            "insert into sender_key (sender, hash, prefix, expires_at) values ($1, $2, $3, $4) "
-            f"returning {_KEY}",
-            sender, hash_, prefix, expires_at,
+            "insert into sender_key (sender, hash, prefix, expires_at, devices, types, parties, identities) "
+            f"values ($1, $2, $3, $4, $5, $6, $7, $8) returning {_KEY}",
+            sender, hash_, prefix, expires_at, scope.devices, scope.types, scope.parties, scope.identities,
         )  # fmt: skip
     except asyncpg.ForeignKeyViolationError:
         return None
@@ -127,6 +152,47 @@ async def revoke_keys(db: asyncpg.Connection, sender: UUID, key: UUID | None) ->
         ):
             raise LastKey
         return len(revoked)
+
+
+async def create_fleet_key(
+    db: asyncpg.Connection, sender: UUID, kid: str | None, key: PublicKey, expires_at: datetime | None, scope: Scope
+) -> asyncpg.Record:
+    """Return the row of the new key, known as `kid`, or by its thumbprint.
+
+    Raises:
+        KeyTaken: the key, or one of that name, is registered or was.
+    """
+    row = await db.fetchrow(
+        "insert into fleet_key (sender, kid, thumbprint, algorithm, public_key, expires_at, devices, types, identities)"
+        f" values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing returning {_FLEET_KEY}",
+        sender, kid or key.thumbprint, key.thumbprint, key.algorithm, key.pem, expires_at, scope.devices, scope.types,
+        scope.identities,
+    )  # fmt: skip
+    if row is None:
+        taken = await db.fetchrow(
+            "select id, sender from fleet_key where kid = $1 or thumbprint = $2", kid or key.thumbprint, key.thumbprint
+        )
+        raise KeyTaken(taken["id"], taken["sender"])
+    return row
+
+
+async def fleet_keys(db: asyncpg.Connection, sender: UUID, after: UUID | None, limit: int) -> list[asyncpg.Record]:
+    """Return a sender's fleet keys by age, the revoked and expired ones too."""
+    rows: list[asyncpg.Record] = await db.fetch(
+        f"select {_FLEET_KEY} from fleet_key where sender = $1 and id > $2 order by id limit $3",
+        sender, after or UUID(int=0), limit,
+    )  # fmt: skip
+    return rows
+
+
+async def revoke_fleet_key(db: asyncpg.Connection, sender: UUID, key: UUID) -> int | None:
+    """Revoke a fleet's key; return how many were in force until now; None: no such key."""
+    row = await db.fetchrow(
+        "update fleet_key set revoked_at = coalesce(revoked_at, clock_timestamp()) where sender = $1 and id = $2 "
+        "returning old.revoked_at is null and (expires_at is null or expires_at > clock_timestamp()) as was_valid",
+        sender, key,
+    )  # fmt: skip
+    return None if row is None else int(row["was_valid"])
 
 
 # -- parties ----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 Every request is looked up in Postgres anew, so a revoked key is refused at once.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
@@ -46,6 +46,9 @@ class Caller:
     name: str
     role: str
     device: str | None
+    devices: Sequence[str] | None
+    """Devices it may write for, and so ask for; None: any."""
+    parties: bool
 
 
 _bearer = HTTPBearer(auto_error=False, description="A key.")
@@ -74,7 +77,7 @@ async def caller(
     if row is None:
         raise Refusal("unauthenticated", "This key is unknown, revoked or expired; ask an administrator for a new one.")
     request.state.sender = row["name"]
-    return Caller(row["id"], row["name"], row["role"], row["device"])
+    return Caller(*(row[name] for name in ("id", "name", "role", "device", "devices", "parties")))
 
 
 Anyone = Annotated[Caller, Depends(caller)]

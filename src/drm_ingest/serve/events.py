@@ -12,7 +12,7 @@ from drm_ingest.errors import Refusal
 from drm_ingest.event import ID_CHARACTERS_MAX, PARTY_PREFIX, SOURCE_CHARACTERS_MAX, identity_source
 from drm_ingest.postgres import fates, records, registry, relationships
 from drm_ingest.serve import pages
-from drm_ingest.serve.access import Anyone, Db
+from drm_ingest.serve.access import Anyone, Caller, Db
 from drm_ingest.serve.problems import documented
 from drm_ingest.serve.shapes import EventType, PageQuery, Request, Subject, Text, Time, from_json
 
@@ -127,8 +127,8 @@ class FateQuery(Request):
 )
 async def fate(query: Annotated[FateQuery, Query()], caller: Anyone, db: Db) -> Fate:
     subject, id_ = query.subject, query.id
-    if caller.role == "sender" and caller.device not in (None, subject):
-        raise Refusal("forbidden", f"This key is bound to {caller.device}.")
+    if caller.role == "sender":
+        _refuse_out_of_scope(caller, subject)
     source = query.source
     if source is None:
         source = caller.name if subject.startswith(PARTY_PREFIX) else ""
@@ -152,6 +152,23 @@ async def fate(query: Annotated[FateQuery, Query()], caller: Anyone, db: Db) -> 
         answer.event = None if dropped else Event(**stored)
         answer.attached_to = await _attached_to(db, subject, stored["occurred_at"])
     return answer
+
+
+def _refuse_out_of_scope(caller: Caller, subject: str) -> None:
+    """Whoever may not write for a subject may not ask for its events either.
+
+    Raises:
+        Refusal: forbidden.
+    """
+    if caller.device not in (None, subject):
+        raise Refusal("forbidden", f"This key is bound to {caller.device}.")
+    if subject.startswith(PARTY_PREFIX):
+        if not caller.parties:
+            raise Refusal("forbidden", "The scope of this key leaves parties out.", missing_scopes=["parties"])
+    elif caller.devices is not None and not any(
+        subject.startswith(listed[:-1]) if listed.endswith("*") else subject == listed for listed in caller.devices
+    ):
+        raise Refusal("forbidden", "The scope of this key (devices) does not list it.", missing_scopes=["devices"])
 
 
 _PENDING = (
