@@ -63,19 +63,26 @@ def router(
 
 
 @contextlib.asynccontextmanager
-async def serve(host: str, port: int, metrics: Metrics, ready: Callable[[], str | None]) -> AsyncIterator[str]:
+async def serve(
+    host: str,
+    port: int,
+    metrics: Metrics,
+    ready: Callable[[], str | None],
+    gather: Callable[[], Awaitable[Collector]] | None = None,
+) -> AsyncIterator[str]:
     """Serve the three routes from the running event loop while the context is open; yield the base URL.
 
-    Port 0 takes a free one. For a worker that has no HTTP of its own: when its loop hangs, so does `/health/live`.
+    Port 0 takes a free one. For a worker that has no HTTP of its own, and for others that keep these routes from their
+    clients: when the loop hangs, so does `/health/live`. With `gather` the port is shared by several of a kind.
 
     Raises:
         OSError: the address is taken.
     """
     app = FastAPI(openapi_url=None)
-    app.include_router(router(metrics, ready))
+    app.include_router(router(metrics, ready, gather))
     # Bound here and not by uvicorn, which answers a taken port with sys.exit from inside a task.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.create_server((host, port), family=family, backlog=128)
+    bound = socket.create_server((host, port), family=family, backlog=128, reuse_port=gather is not None)
     server = _Guest(
         uvicorn.Config(
             app, lifespan="off", ws="none", log_config=None, access_log=False, limit_concurrency=100,

@@ -85,10 +85,16 @@ class Settings(BaseSettings):
     # -- where each listens -------------------------------------------------------------------------------------
     edge_host: str = Field("127.0.0.1", description="where the edge listens; 0.0.0.0 for all addresses")
     edge_port: Port = Field(8080, description="events, health and metrics of the edge")
+    edge_health_port: Port | None = Field(
+        None, description="health and metrics of the edge alone; default: on its own port"
+    )
     edge_cors_origins: str = Field("", description="browser origins that may post, separated by commas; * for any")
     edge_backlog_connections: Count = Field(2048, le=65_535, description="waiting to be accepted by the edge")
     serve_host: str = Field("127.0.0.1", description="where serve listens")
     serve_port: Port = Field(8081, description="registry, records, health and metrics of serve")
+    serve_health_port: Port | None = Field(
+        None, description="health and metrics of serve alone; default: on its own port"
+    )
     worker_host: str = Field("127.0.0.1", description="health and metrics of enrich and attach")
     enrich_port: Port = Field(8082, description="health and metrics of enrich")
     attach_port: Port = Field(8083, description="health and metrics of attach")

@@ -53,9 +53,9 @@ async def until(true: Callable[[], object]) -> None:
 
 
 @asynccontextmanager
-async def following(dsn: str) -> AsyncIterator[Credentials]:
+async def following(dsn: str, refresh_s: float = REFRESH_S) -> AsyncIterator[Credentials]:
     settings = Settings(
-        postgres_dsn=SecretStr(dsn), credential_refresh_s=REFRESH_S, postgres_acquire_timeout_s=1,
+        postgres_dsn=SecretStr(dsn), credential_refresh_s=refresh_s, postgres_acquire_timeout_s=1,
         postgres_statement_timeout_s=1,
     )  # fmt: skip
     credentials = Credentials(settings, Metrics("edge"))

@@ -108,11 +108,13 @@ async def test_a_key_that_is_revoked_while_connected_sends_no_more(edge: Edge, b
             await connection.execute("update sender_key set revoked_at = now() where hash = $1", hash_)
             await until(lambda: fails(edge, key))
             refused = an_event()
-            await tell(socket, {"seq": 2, "events": [refused]})
+            with contextlib.suppress(ConnectionClosed):  # it is closed by itself, a moment later
+                await tell(socket, {"seq": 2, "events": [refused]})
             code, reason = await closed(socket)
     finally:
         await connection.close()
-    assert (code, reason) == (1008, "unauthenticated: the key is unknown, revoked or expired")
+    assert code == 1008
+    assert reason.startswith("unauthenticated: The key is unknown, revoked or expired")
     assert await edge.stored(refused["subject"]) == []
 
 

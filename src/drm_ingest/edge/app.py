@@ -72,7 +72,9 @@ async def serve(settings: Settings, bound: socket.socket, siblings: Siblings | N
 
     over_http, over_websocket = take("http"), take("websocket")
     sessions = Sessions(over_websocket, ready)
-    health_routes = health.router(metrics, ready, siblings.gather if siblings else None)
+    gather = siblings.gather if siblings else None
+    apart = settings.edge_health_port
+    health_routes = health.router(metrics, ready, gather) if apart is None else APIRouter()
     server = Server(settings, build(settings, over_http, sessions, health_routes), over_http, sessions.drain)
     limits.watch(server.server_state.connections)
     _show(metrics, limits)
@@ -81,7 +83,10 @@ async def serve(settings: Settings, bound: socket.socket, siblings: Siblings | N
     gc.collect()
     gc.freeze()  # what is there now stays; the collector need not look at it again
     try:
-        async with siblings.joined(metrics.registry, server.stop) if siblings else nullcontext():
+        async with (
+            siblings.joined(metrics.registry, server.stop) if siblings else nullcontext(),
+            nullcontext() if apart is None else health.serve(settings.edge_host, apart, metrics, ready, gather),
+        ):
             log.info("serving", address=":".join(map(str, bound.getsockname()[:2])))
             await server.serve([bound])
     finally:

@@ -57,10 +57,17 @@ def run(settings: Settings) -> None:
 def build(settings: Settings, metrics: Metrics) -> FastAPI:
     """Return the application; Postgres is reached when it starts and may be down then."""
     readiness = Readiness()
+    apart = settings.serve_health_port
+
+    def ready() -> str | None:
+        return readiness.reason
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_pool(settings, "drm serve", server_settings=PLANNER) as pool:
+        async with (
+            open_pool(settings, "drm serve", server_settings=PLANNER) as pool,
+            contextlib.nullcontext() if apart is None else health.serve(settings.serve_host, apart, metrics, ready),
+        ):
             app.state.store = Store(pool, settings)
             watching = asyncio.create_task(readiness.watch(pool), name="readiness")
             try:
@@ -79,7 +86,8 @@ def build(settings: Settings, metrics: Metrics) -> FastAPI:
     )
     problems.install(app)
     app.add_middleware(Requests, settings=settings, metrics=metrics)
-    app.include_router(health.router(metrics, lambda: readiness.reason))
+    if apart is None:
+        app.include_router(health.router(metrics, ready))
     # records takes /v1/parties/{anything}, and so stands behind parties.
     for room in (senders, parties, records, devices, relationships, events):
         app.include_router(room.routes)
