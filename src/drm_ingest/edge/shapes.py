@@ -126,10 +126,22 @@ def _problem(**more: Any) -> dict[str, Any]:
     return {
         "type": "object",
         "required": list(required),
-        "properties": required
-        | {
+        "properties": {
             "limit": {"type": "integer", "description": "The limit that was exceeded, where it is one."},
             "position": {"type": "integer", "description": "The byte at which the body is no JSON, where it is not."},
-        },
+            "server_time": {
+                "type": "string",
+                "format": "date-time",
+                "description": "Our time, for a 401 by the clock.",
+            },
+            "missing_scopes": {
+                "type": "array",
+                "items": {"enum": ["devices", "identities", "parties", "types"]},
+                "description": "What the scope of the credential would have to allow, for a 403.",
+            },
+            "accepted": {"const": 0, "description": "With `results`."},
+            "results": _ref("Results") | {"description": "With a 403: the events that are out of scope."},
+        }
+        | required,
         "additionalProperties": False,
     }
