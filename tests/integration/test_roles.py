@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 from pydantic import SecretStr
 
-from drm_ingest.postgres.credentials import StoredKeys, ensure_key
+from drm_ingest.postgres.credentials import StoredCredentials, ensure_key
 from drm_ingest.postgres.migrate import pending
 from drm_ingest.postgres.partitions import keep
 from drm_ingest.postgres.pool import open_pool
@@ -151,11 +151,11 @@ async def test_every_process_can_see_whether_migrations_are_missing(
 
 async def test_the_edge_reads_the_keys(owner: asyncpg.Connection, login: Callable[[str], Settings]) -> None:
     await ensure_key(owner, "fleet", "sender", "its-key")
-    stored = StoredKeys(login("edge"), "drm edge")
+    stored = StoredCredentials(login("edge"), "drm edge")
     try:
-        rows = await stored.read()
-        assert rows is not None
-        assert [row["sender"] for row in rows] == ["fleet"]
+        snapshot = await stored.read()
+        assert snapshot is not None
+        assert [row["sender"] for row in snapshot.keys] == ["fleet"]
     finally:
         stored.close()
 
