@@ -83,9 +83,13 @@ def _stamp(process: str) -> Processor:
 
 def _line(event_dict: EventDict, default: Callable[[Any], Any] = repr, **_: Any) -> str:
     try:
-        return orjson.dumps(event_dict, default=default, option=orjson.OPT_NON_STR_KEYS).decode()
+        line = orjson.dumps(event_dict, default=default, option=orjson.OPT_NON_STR_KEYS).decode()
     except TypeError:  # a lone surrogate, an integer beyond 64 bits: slower, but a log line is never lost
         return json.dumps(event_dict, default=repr)
+    if line.isprintable():
+        return line
+    # Some readers end a line at U+2028, some terminals obey U+009B, and U+202E turns what follows it round.
+    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in line)
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -15,11 +15,14 @@ from types import MappingProxyType
 
 import pytest
 from tests.adversity import rows
+from tests.adversity.abuse import holds, subject
 from tests.adversity.parts import PROCESSES, Parts, Place
 from tests.adversity.running import Running
 
 from drm_ingest.settings import Settings
 from drm_ingest.up.ports import free_port
+
+__all__ = ["holds", "subject"]  # fixtures for the tests of abuse
 
 READY_WITHIN_S = 120.0
 ROWS: pytest.StashKey[dict[str, rows.Row]] = pytest.StashKey()

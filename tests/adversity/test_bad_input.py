@@ -7,117 +7,21 @@ stored too.
 import asyncio
 import contextlib
 import json
-import re
-import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
-from tests.adversity.bad_input import MESSAGES, REQUESTS, UNTYPED, an_event, message, padded
-from tests.adversity.running import Running
-from tests.integration.edge import Reply, Wire
+from tests.adversity.abuse import STATUS, Holds, at_the_door, at_the_route, post, sentinel_behind
+from tests.adversity.bad_input import MESSAGES, REQUESTS, message, padded
+from tests.integration.edge import Wire
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-ERRORS = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
-STATUS = {code: int(status) for status, code in re.findall(r"^\| (\d{3}) \| `(\w+)` ", ERRORS, re.MULTILINE)}
-STORED_WITHIN_S = 20
 FRAGMENT_BYTES = 500_000
-BROKEN = r'drm_requests_total\{.*status="500"'
-
-
-# -- what must hold after each
-
-
-@dataclass
-class Holds:
-    """What bad input must leave as it was."""
-
-    path: Running
-    db: asyncpg.Connection
-    pids: dict[str, int]
-    dead: int
-
-    async def check(self, subject: str, *ids: str) -> None:
-        """Wait for the sentinel; then only these of the subject are kept, and every process counts and lives."""
-        async with asyncio.timeout(STORED_WITHIN_S):
-            while "sentinel" not in (kept := await self._kept(subject)):  # noqa: ASYNC110 - it is far away
-                await asyncio.sleep(0.02)
-        assert kept == sorted([*ids, "sentinel"])
-        metrics = await self.path.samples()
-        for process in ("edge", "enrich", "attach"):  # serve is not on the path of an event
-            samples = metrics[process]
-            total = sum(value for name, value in samples.items() if name.startswith("drm_events_total"))
-            assert samples["drm_events_received_total"] == total + samples["drm_events_in_flight"], process
-            assert not sum(value for name, value in samples.items() if re.match(BROKEN, name)), process
-        assert self.path.where["pids"] == self.pids
-        assert await self.db.fetchval("select count(*) from dead_letter") == self.dead
-
-    async def _kept(self, subject: str) -> list[str]:
-        rows = await self.db.fetch("select id from event where subject like $1 || '%'", subject)
-        return sorted(row["id"] for row in rows)
-
-
-@pytest.fixture
-async def holds(path: Running) -> AsyncIterator[Holds]:
-    db = await asyncpg.connect(path.where["postgres_dsn"])
-    yield Holds(path, db, path.where["pids"], await db.fetchval("select count(*) from dead_letter"))
-    await db.close()
-
-
-@pytest.fixture
-def subject() -> str:
-    return f"bad-{uuid.uuid4().hex}"
-
-
-def sentinel_behind(bad: bytes, subject: str) -> bytes:
-    """Return a good event of the same type, so that it takes the same way."""
-    return an_event(subject, type_=UNTYPED if UNTYPED.encode() in bad else "device.measurement", id_="sentinel")
 
 
 # -- over HTTP
-
-
-@contextlib.asynccontextmanager
-async def at_the_door(edge: str) -> AsyncIterator[Wire]:
-    host, port = edge.removeprefix("http://").split(":")
-    wire = Wire(*await asyncio.open_connection(host, int(port)))
-    try:
-        yield wire
-    finally:
-        wire.writer.close()
-        with contextlib.suppress(ConnectionError):
-            await wire.writer.wait_closed()
-
-
-@contextlib.asynccontextmanager
-async def at_the_route(edge: str) -> AsyncIterator[Wire]:
-    """A connection that was handed over: FastAPI serves it since its other request."""
-    async with at_the_door(edge) as wire:
-        await wire.send("GET /health/live HTTP/1.1\r\nHost: edge\r\n\r\n")
-        assert (await wire.reply()).status == 200
-        yield wire
-
-
-async def post(wire: Wire, key: str, body: bytes, headers: dict[str, str]) -> Reply:
-    """Send and read at the same time, as most clients do; an empty header is left out."""
-    lines = {"host": "edge", "authorization": f"Bearer {key}", "content-type": "application/json"} | headers
-    if "transfer-encoding" in headers:
-        parts = [body[at : at + 1_000_000] for at in range(0, len(body), 1_000_000)]
-        body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
-    else:
-        lines["content-length"] = str(len(body))
-    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items() if value)
-    sending = asyncio.create_task(wire.send(f"POST /v1/events HTTP/1.1\r\n{head}\r\n".encode("latin-1") + body))
-    async with asyncio.timeout(30):
-        reply = await wire.reply()
-        with contextlib.suppress(ConnectionError):
-            await sending
-    return reply
 
 
 @pytest.mark.parametrize("reach", [at_the_door, at_the_route])

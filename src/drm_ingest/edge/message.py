@@ -61,9 +61,11 @@ _PLACES = {
 _place = re.compile(r" - at `\$\.(\w+)").search
 _byte = re.compile(r"\(byte (\d+)\)$").search
 
-# Every escape, so that two backslashes are told from the begin of one; in the group, half a surrogate pair.
+# What is in order, as far as it goes, two backslashes being told from the begin of an escape; or, in the group, half a
+# surrogate pair.
 _escapes = re.compile(
-    rb"\\(?:u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}|u([dD][89a-fA-F][\da-fA-F]{2})|.)", re.DOTALL
+    rb"(?:[^\\]|\\(?:[^u]|u(?![dD][89a-fA-F]))|\\u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2})++"
+    rb"|\\u([dD][89a-fA-F][\da-fA-F]{2})"
 )
 
 

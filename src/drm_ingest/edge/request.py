@@ -6,6 +6,8 @@ feeds and folded headers are errors. It is fed one block at a time, so that it n
 
 import httptools
 
+ONCE = frozenset({b"host", b"authorization", b"content-type", b"content-length", b"transfer-encoding", b"date"})
+"""Headers that a request has once at most: whoever reads the other of two understands another request."""
 _EMPTY_LINE = b"\r\n\r\n"
 
 
@@ -113,8 +115,12 @@ class Request:
     # -- called by the parser; an exception here would come out of feed_data as HttpParserCallbackError
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.head_complete:
-            self.headers[name.lower()] = value
+        if self.head_complete:
+            return  # a trailer
+        name, headers = name.lower(), self.headers
+        if name in headers and name in ONCE:
+            raise MalformedRequest(f"{name.decode()} is there twice")
+        headers[name] = value
 
     def on_headers_complete(self) -> None:
         if self.head_complete:

@@ -12,10 +12,10 @@ from msgspec import Raw, Struct
 from drm_ingest.errors import Refusal
 
 WHITE = b" \t\r\n"
+_BEGINNINGS = frozenset({b"[", b"{"})
 _CHARSETS = frozenset({"utf-8", "utf8", "us-ascii"})
 # CloudEvents in a format other than JSON are no data.
 _json_suffix = re.compile(r"(?!application/cloudevents)[a-z0-9!#$&^_.-]+/[a-z0-9!#$&^_.+-]+\+json").fullmatch
-_surrogates = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}").sub
 _between = re.compile(rb"[ \t\r\n,]*").match
 _BYTE = re.compile(r"\(byte (\d+)\)$")
 # An array with fewer commas has few enough elements to take apart first and count then.
@@ -79,7 +79,10 @@ def split(body: bytes, media: Media, events_max: int) -> list[bytes]:
     """
     if media is Media.LINES:
         return _lines(body, events_max)
-    if media is Media.BATCH or (media is Media.EITHER and body.lstrip(WHITE)[:1] == b"["):
+    begin = body[:1] if body[:1] in _BEGINNINGS else body.lstrip(WHITE)[:1]
+    if not begin:
+        raise Refusal("malformed_json", "The body is empty; send events as JSON.", position=len(body))
+    if media is Media.BATCH or (media is Media.EITHER and begin == b"["):
         return _elements(body, events_max)
     return [_whole(body)]
 
@@ -104,7 +107,7 @@ def _whole(body: bytes) -> bytes:
         _one(body)
     except (msgspec.DecodeError, RecursionError) as error:
         try:
-            _one(_without_surrogates(body))
+            _one(_changed(body, error))
         except (msgspec.DecodeError, RecursionError):
             raise _malformed(body, error) from None
     return body.strip(WHITE)
@@ -115,7 +118,7 @@ def _elements(body: bytes, events_max: int) -> list[bytes]:
         return [bytes(element) for element in _slices(body, events_max)]
     except (msgspec.DecodeError, RecursionError) as error:
         try:
-            slices = _slices(_without_surrogates(body), events_max)
+            slices = _slices(_changed(body, error), events_max)
         except (msgspec.DecodeError, RecursionError):
             raise _malformed(body, error) from None
     # A lone surrogate is the fault of one event, not of the whole body: cut where the harmless one was cut.
@@ -138,8 +141,16 @@ def _slices(body: bytes, events_max: int) -> list[Raw]:
 
 
 def _without_surrogates(body: bytes) -> bytes:
-    """Return the same with a space for each surrogate, byte for byte as long."""
-    return _surrogates(rb"\\u0020", body)
+    """Return the same with another character for each surrogate, byte for byte as long; itself where there is none."""
+    return body.replace(rb"\ud", rb"\u0").replace(rb"\uD", rb"\u0")
+
+
+def _changed(body: bytes, error: Exception) -> bytes:
+    """Return the body without its surrogates; raises `error` again where it has none."""
+    spoilt = _without_surrogates(body)
+    if spoilt == body:
+        raise error
+    return spoilt
 
 
 def _count_objects(body: bytes, events_max: int) -> None:
@@ -167,8 +178,6 @@ def _malformed(body: bytes, error: Exception) -> Refusal:
         return Refusal("malformed_json", detail)
     if isinstance(error, RecursionError):
         return Refusal("malformed_json", "The body is nested too deeply to be read; nest less deeply.")
-    if not body.strip(WHITE):
-        return Refusal("malformed_json", "The body is empty; send events as JSON.")
     at = _BYTE.search(str(error))
     position = int(at[1]) if at else len(body)
     reason = str(error).removeprefix("JSON is malformed: ") if at else f"it ends too early (byte {position})"
