@@ -112,7 +112,7 @@ def database_on(migrated: Postgres) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex[:12]}"
     run_aside(_execute(migrated.dsn, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}"))
     yield _on(migrated, name)
-    run_aside(_execute(migrated.dsn, f"DROP DATABASE {name} WITH (FORCE)"))
+    run_aside(drop_database(migrated.dsn, name))
 
 
 @pytest.fixture
@@ -175,6 +175,16 @@ def _on(server: Postgres, database: str) -> str:
 
 async def _migrate(dsn: str) -> None:
     assert await migrate(dsn)
+
+
+async def drop_database(dsn: str, name: str) -> None:
+    """Drop it, whoever is connected; Postgres does not let an owner end autovacuum, which may be at work in it."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await _execute(dsn, f"DROP DATABASE {name} WITH (FORCE)")
+            except asyncpg.InsufficientPrivilegeError:
+                await asyncio.sleep(0.2)
 
 
 async def _execute(dsn: str, statement: str) -> None:
