@@ -20,7 +20,7 @@ from drm_ingest.settings import Settings
 
 pytestmark = pytest.mark.timeout(400)  # a dozen processes, one after the other
 
-EVENTS = 300  # a minute of a replay
+EVENTS = 150  # half a minute of a replay
 DEPLOY = "alter table event add constraint deploy check (id not like 'e-%') not valid"
 MENDED = "alter table event drop constraint deploy"
 
@@ -35,7 +35,7 @@ async def refused(attached: Bench, count: int) -> None:
     """Have so many events set aside by attach, for a reason that is mended afterwards."""
     await attached.connection.execute(DEPLOY)
     await attached.put(*(event(f"e-{number}", f"meter-{number % 7}") for number in range(count)))
-    async with attached.attaching() as worker:
+    async with attached.attaching(brake_share_max=1) as worker:
         await worker.counted({"dead_letter": count})
     await attached.connection.execute(MENDED)
 
