@@ -18,7 +18,7 @@ routes = APIRouter(prefix="/v1/parties", tags=["parties"])
 Kind = Literal["customer", "vendor", "partner", "employee", "supplier"]
 Namespace = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
 Ref = Annotated[Text, StringConstraints(min_length=1, max_length=150)]
-Reference = Annotated[Text, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,39}:.{1,150}$")]
+Reference = Annotated[Text, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,39}:[\s\S]{1,150}$")]
 Refs = Annotated[
     dict[Namespace, Ref],
     Field(max_length=20, description="what other systems call it, by namespace", examples=[{"crm": "778"}]),
