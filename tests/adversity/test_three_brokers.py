@@ -89,53 +89,43 @@ async def back_after(posts: Posts, since: float, partitions: int, within_s: floa
 @pytest.mark.parametrize(
     "what", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)], ids=["killed", "frozen"]
 )
-async def test_a_leader_that_is_gone_is_replaced_within_15_s_and_nothing_acknowledged_goes_with_it(
+async def test_one_may_go_and_is_replaced_within_15_s_but_without_two_nothing_is_acknowledged(
     cluster: Cluster, parts: Parts, seed: int, seen: Seen, what: signal.Signals
 ) -> None:
     settings = parts.settings
-    async with parts.ledger(events=8000, seed=seed, rate=2000), posting(parts) as posts:
+    async with parts.ledger(events=8000, seed=seed, rate=1500) as ledger, posting(parts) as posts:
         await back_after(posts, time.monotonic(), settings.topic_partitions)
         leader = await leader_of_ingress(cluster, settings)
         await strike(leader, what)
-        gone_at = time.monotonic()
-        back_s = await back_after(posts, gone_at, settings.topic_partitions)
-        workers_s = [await parts.ready(worker) + back_s for worker in ("enrich", "attach")]
-    await posts.check_stored()  # by the two that are left
-    if what is signal.SIGSTOP:
-        leader.signal(signal.SIGCONT)
-    else:
-        await asyncio.to_thread(leader.start)
-    await in_sync(settings)
+        one_gone_at = time.monotonic()
+        replaced_s = await back_after(posts, one_gone_at, settings.topic_partitions)
+        workers_s = [await parts.ready(worker) + replaced_s for worker in ("enrich", "attach")]
 
-    seen(f"leader {what.name}: edge back after {back_s:.1f} s, workers {max(workers_s):.1f} s")
-    assert back_s < BACK_WITHIN_S
-    assert max(workers_s) < BACK_WITHIN_S
-    assert slowest_s(posts.all) < settings.produce_deadline_s + 1
-
-
-@pytest.mark.row("three-brokers")
-async def test_while_two_are_dead_nothing_is_acknowledged_and_when_they_are_back_the_ledger_is_exact(
-    cluster: Cluster, parts: Parts, seed: int, seen: Seen
-) -> None:
-    settings = parts.settings
-    async with parts.ledger(events=8000, seed=seed, rate=2000) as ledger, posting(parts) as posts:
-        await back_after(posts, time.monotonic(), settings.topic_partitions)
-        leader = await leader_of_ingress(cluster, settings)
-        dead = [leader, next(node for node in cluster.nodes if node is not leader)]
-        await asyncio.gather(*(strike(node, signal.SIGKILL) for node in dead))
-        gone_at = time.monotonic()
+        next_leader = await leader_of_ingress(cluster, settings)
+        assert next_leader is not leader
+        await strike(next_leader, what)
+        two_gone_at = time.monotonic()
         await asyncio.sleep(settings.produce_deadline_s + 3)
-        gone = posts.answered(gone_at + 1, time.monotonic())
-        await asyncio.to_thread(cluster.start)
+        gone = posts.answered(two_gone_at + 1, time.monotonic())
+        if what is signal.SIGSTOP:
+            leader.signal(signal.SIGCONT)
+            next_leader.signal(signal.SIGCONT)
+        else:
+            await asyncio.to_thread(cluster.start)
         back_at = time.monotonic()
         back_s = await back_after(posts, back_at, settings.topic_partitions)
     await posts.check_stored()
     await in_sync(settings)
 
-    seen(f"two die: {len(gone)} posts answered {dict(statuses(gone))}; back {back_s:.1f} s after them")
+    seen(
+        f"{what.name}: one gone, back after {replaced_s:.1f} s (workers {max(workers_s):.1f} s); two gone, "
+        f"{len(gone)} posts answered {dict(statuses(gone))}, back {back_s:.1f} s after they were"
+    )
+    assert replaced_s < BACK_WITHIN_S
+    assert max(workers_s) < BACK_WITHIN_S
     assert set(statuses(gone)) == {503}
-    assert slowest_s(posts.all) < settings.produce_deadline_s + 1
     assert back_s < BACK_WITHIN_S
+    posts.check_in_time(settings.produce_deadline_s)
     assert ledger.resent
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaTimeoutError
 from tests.attaching import event
 
 from drm_ingest.metrics import Metrics
@@ -21,9 +22,11 @@ SETTINGS = Settings()
 
 
 class Consumer:
-    """Gives the only member of its group the only partition, and what is in it."""
+    """Gives the only member of its group the only partition, and what is in it; does not answer the first commit."""
 
     def __init__(self, **_: Any) -> None:
+        self.commits: list[int] = []
+        self.committed_again = asyncio.Event()
         self._client = SimpleNamespace(_get_conn=None)  # it connects to nobody
         self._at = 0
         self._paused: set[TopicPartition] = set()
@@ -58,7 +61,13 @@ class Consumer:
         await asyncio.sleep(0.05)  # Kafka is a network away
         return dict.fromkeys(partitions, 0)
 
-    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None: ...
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        if offsets[PARTITION] == 0:  # the reader's own, of a partition that nobody has read before
+            return
+        self.commits.append(offsets[PARTITION])
+        if len(self.commits) == 1:
+            raise KafkaTimeoutError("a broker that is mute for a moment")
+        self.committed_again.set()
 
     async def getmany(
         self, *_: TopicPartition, timeout_ms: int, max_records: int
@@ -120,6 +129,29 @@ async def test_a_share_that_could_not_be_claimed_at_once_is_claimed_when_it_is_i
     try:
         await asyncio.wait_for(store.has_all.wait(), 5)
         assert store.stored == [0, 1, 2]
+    finally:
+        stop.set()
+        await working
+
+
+async def test_a_commit_that_was_not_answered_is_made_again_though_nothing_more_arrives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    consumers: list[Consumer] = []
+
+    def make(**arguments: Any) -> Consumer:
+        consumers.append(Consumer(**arguments))
+        return consumers[-1]
+
+    monkeypatch.setattr("drm_ingest.kafka.group.AIOKafkaConsumer", make)
+    monkeypatch.setattr("drm_ingest.pipeline.attach.worker.COMMIT_INTERVAL_S", 0.02)
+    store, stop = Store(), asyncio.Event()
+    worker = Worker(SETTINGS, Metrics("attach"), Keeper(), store, [PARTITION.topic])  # type: ignore[arg-type]
+    working = asyncio.create_task(worker.work(stop))
+    try:
+        await asyncio.wait_for(store.has_all.wait(), 5)
+        await asyncio.wait_for(consumers[-1].committed_again.wait(), 5)
+        assert consumers[-1].commits == [3, 3]
     finally:
         stop.set()
         await working
