@@ -190,7 +190,8 @@ async def test_of_a_batch_over_the_limit_of_the_broker_only_the_event_that_is_to
     seen(f"an event over the limit: {refused.status} {refused.code}; 200 KB of the next: 200 after {took_s:.2f} s")
     assert (refused.status, refused.code) == (503, "not_acknowledged")
     assert "keep all of it" in refused.json()["detail"]
-    assert (answered.status, answered.json()["accepted"]) == (200, 100)
+    assert answered.status == 200
+    assert answered.json()["accepted"] == 100
     assert "max.message.bytes" in parts["edge"].log_file.read_text()
     await parts.ready("edge")
 
