@@ -42,10 +42,16 @@ class ProblemDocument(BaseModel):
     violations: list[Violation] | None = Field(None, description="with `invalid_parameters`")
 
 
+_ANY_ROUTE = (
+    "malformed_json", "unauthenticated", "forbidden", "request_timeout", "body_too_large", "unsupported_media_type",
+    "invalid_parameters", "store_unavailable",
+)  # fmt: skip
+
+
 def documented(*codes: str) -> dict[int | str, dict[str, Any]]:
     """Return the refusals of a route for its OpenAPI; those that any route may give are there already."""
     by_status: dict[int, list[str]] = {}
-    for code in (*codes, "unauthenticated", "forbidden", "invalid_parameters", "store_unavailable"):
+    for code in (*codes, *_ANY_ROUTE):
         by_status.setdefault(PROBLEMS[code].status, []).append(code)
     return {
         status: {
