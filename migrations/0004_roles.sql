@@ -30,7 +30,7 @@ grant usage on schema public to drm_edge, drm_enrich, drm_attach, drm_serve;
 grant select on migration to drm_edge, drm_enrich, drm_attach, drm_serve;
 
 -- The edge reads who may send, and sees nothing that was ever sent.
-grant select on sender, sender_key to drm_edge;
+grant select on sender, sender_key, fleet_key to drm_edge;
 
 -- enrich reads whose a device is.
 grant select on device, party, party_ref, relationship to drm_enrich;
@@ -44,18 +44,10 @@ grant select, insert on device to drm_attach;
 grant select, delete on event_default to drm_attach;
 
 -- serve keeps the registry and reads the records.
-grant select, insert, update, delete on sender, sender_key, party, party_ref, device to drm_serve;
+grant select, insert, update, delete on sender, sender_key, fleet_key, party, party_ref, device to drm_serve;
 grant select, insert, update on relationship to drm_serve;
 grant select, insert on relationship_change to drm_serve;
 grant select on role, event, event_identity, subject_day, dead_letter, consumer_position to drm_serve;
-
-do $$
-begin
-    if to_regclass('fleet_key') is not null then
-        grant select on fleet_key to drm_edge;
-        grant select, insert, update, delete on fleet_key to drm_serve;
-    end if;
-end $$;
 
 -- Months of events: only the owner of a table can attach or drop a part of it, and attach is not the owner. ----------
 

@@ -103,7 +103,11 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
     async def close(self) -> None:
         """Leave the group."""
         self.abandon()
-        await self._consumer.stop()
+        try:
+            await self._consumer.stop()
+        except asyncio.CancelledError:  # Kafka does not answer, and nobody waits for it any longer: hang up
+            await self._consumer._client.close()
+            raise
 
     def abandon(self) -> None:
         """Nothing is ours any more; what a rebalance under way still does here does not count."""
