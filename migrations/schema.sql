@@ -281,7 +281,17 @@ CREATE TABLE public.sender (
     role text DEFAULT 'sender'::text NOT NULL,
     device text COLLATE pg_catalog."C",
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    events_per_s double precision,
+    bytes_per_s double precision,
+    device_events_per_s double precision,
+    device_bytes_per_s double precision,
+    burst_s integer DEFAULT 10 NOT NULL,
+    CONSTRAINT sender_burst_s_check CHECK (((burst_s >= 1) AND (burst_s <= 3600))),
+    CONSTRAINT sender_bytes_per_s_check CHECK (((bytes_per_s > (0)::double precision) AND (bytes_per_s < 'Infinity'::double precision))),
+    CONSTRAINT sender_device_bytes_per_s_check CHECK (((device_bytes_per_s > (0)::double precision) AND (device_bytes_per_s < 'Infinity'::double precision))),
     CONSTRAINT sender_device_check CHECK (((length(device) >= 1) AND (length(device) <= 200))),
+    CONSTRAINT sender_device_events_per_s_check CHECK (((device_events_per_s > (0)::double precision) AND (device_events_per_s < 'Infinity'::double precision))),
+    CONSTRAINT sender_events_per_s_check CHECK (((events_per_s > (0)::double precision) AND (events_per_s < 'Infinity'::double precision))),
     CONSTRAINT sender_name_check CHECK (((length(name) >= 1) AND (length(name) <= 100))),
     CONSTRAINT sender_role_check CHECK ((role = ANY (ARRAY['sender'::text, 'reader'::text, 'admin'::text])))
 );
@@ -289,6 +299,12 @@ CREATE TABLE public.sender (
 COMMENT ON TABLE public.sender IS 'Who holds credentials: an app, a fleet, a back office, an administrator.';
 
 COMMENT ON COLUMN public.sender.device IS 'The device that events without a subject are about, for a credential bound to one.';
+
+COMMENT ON COLUMN public.sender.events_per_s IS 'What all its keys and devices together may send on average; null: no quota.';
+
+COMMENT ON COLUMN public.sender.device_events_per_s IS 'What each of its subjects may send on average; null: no quota.';
+
+COMMENT ON COLUMN public.sender.burst_s IS 'So many seconds'' worth of a quota may come at once.';
 
 CREATE TABLE public.sender_key (
     id uuid DEFAULT uuidv7() NOT NULL,

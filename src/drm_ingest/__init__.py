@@ -12,20 +12,21 @@ The **edge** takes them. `command.py` starts it, or several of it on one port (`
 and `server.py` is uvicorn with a shutdown that finishes what it began. A connection meets `door.py`: `request.py` finds
 head and body in its bytes, `arrival.py` decides as they come, and `limits.py` bounds what all connections hold.
 Whatever is not `POST /v1/events` goes on to FastAPI (`handover.py`), where `websocket.py` has the same path
-(`message.py` reads what its clients send), `route.py`
-is the door for other servers, and `openapi.py` and `asyncapi.py` describe it all
-(`shapes.py`: what goes in and out; `refusals.py`: a real one of each kind).
+(`socket.py` bounds its frames, `message.py` reads what its clients send), `route.py` is the door for other servers,
+and `openapi.py` and `asyncapi.py` describe it all (`shapes.py`: what goes in and out; `refusals.py`: a real one of
+each kind).
 
 Whichever way it came, `take.py` takes it: `credentials.py` knows who is sending; whom it does not, `identify.py` looks
 at closer: `token.py` verifies what a fleet's key signed (`public_key.py`), `guesses.py` slows down whoever tries many.
-`clock.py` tells whether their clock is off, and `admit.py` what of the body can be kept: of a long one slice by slice,
-while others are served too (`turns.py`). The body is decompressed (`decompress.py`) and split into events (`split.py`),
-or made one of headers and data (`binary.py`). Then `judge.py` takes each event through the rules: `decode.py` reads its
-envelope, `check.py` holds its attributes to CloudEvents, `examine.py` finds what Postgres could never hold, `schema.py`
-knows what its data must look like, and `violation.py` says what to change in it; `scope.py` holds it to what its
-credential may send. A refused event gets its reason (`errors.py`) and is kept nowhere. The others go by `write.py` to
-Kafka, and only when Kafka has acknowledged them does `answer.py` say 200; `replies.py` keeps the answers in the order
-of the requests, and `tell.py` writes into the log what was refused.
+`quotas.py` tells whether they may send more now (in `buckets.py`, which all workers of a machine share; `spread.py`
+tells other machines), `clock.py` whether their clock is off, and `admit.py` what of the body can be kept: of a long
+one slice by slice, while others are served too (`turns.py`). The body is decompressed (`decompress.py`) and split into
+events (`split.py`), or made one of headers and data (`binary.py`). Then `judge.py` takes each event through the rules:
+`decode.py` reads its envelope, `check.py` holds its attributes to CloudEvents, `examine.py` finds what Postgres could
+never hold, `schema.py` knows what its data must look like, and `violation.py` says what to change in it; `scope.py`
+holds it to what its credential may send. A refused event gets its reason (`errors.py`) and is kept nowhere. The others
+go by `write.py` to Kafka, and only when Kafka has acknowledged them does `answer.py` say 200; `replies.py` keeps the
+answers in the order of the requests, and `tell.py` writes into the log what was refused.
 
 **Kafka** keeps it. `topics.py` names the topics: the ingress topic holds the event's own bytes, with the facts of its
 receipt (`event.py`) in headers. `writer.py` appends it to a batch (`batch.py`) of the partition that its subject hashes
@@ -54,10 +55,11 @@ came from, and `letters/replay.py` writes it and sees what becomes of it.
 `events.py` is that transaction: `positions.py` moves the position, by its owner alone; `rows.py` packs identities and
 events for COPY; `days.py` adds them to the day counts of their subject; `refusals.py` finds the rows that Postgres
 refuses, and `dead.py` notes what cannot be stored. `partitions.py` makes months and drops them. Beside the path,
-`credentials.py` holds the keys for the edge, and `directory.py` answers enrich who a device is and whose. `registry.py`
-has senders, parties and devices, `relationships.py` who held which role when, and `records.py` puts a party's record
-together from all of it when it is read, so that a correction learnt late is right at once; `fates.py` tells what became
-of a single event. Each process has the rights of its own role and no others (`roles.py`).
+`credentials.py` holds the keys for the edge, `spent.py` carries what the edges tell each other, and `directory.py`
+answers enrich who a device is and whose. `registry.py` has senders, parties and devices, `relationships.py` who held
+which role when, and `records.py` puts a party's record together from all of it when it is read, so that a correction
+learnt late is right at once; `fates.py` tells what became of a single event. Each process has the
+rights of its own role and no others (`roles.py`).
 
 **serve** shows it to people and their programs. `app.py` opens the rooms. `requests.py` gives each request an id and a
 bound, `access.py` asks who it is and lends it a connection, `problems.py` answers what goes wrong; `shapes.py` and

@@ -132,6 +132,13 @@ class Refusal(Exception):
         self.detail = detail
         self.retry_after_s = retry_after_s
         self.members = members
+        self.headers: list[tuple[bytes, bytes]] = []
+        """Of the answer, besides Retry-After; names in lower case."""
+
+    def with_headers(self, *headers: tuple[bytes, bytes]) -> Self:
+        """Return itself with these headers for its answer."""
+        self.headers += headers
+        return self
 
     def untraced(self) -> Self:
         """Return itself without where it was raised: whoever keeps it would keep those frames, and bodies with them."""

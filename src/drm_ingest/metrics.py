@@ -117,6 +117,7 @@ class Metrics:
     request_events = _histogram(_EDGE, "drm_request_events", "Events in a request.", EVENTS)
     request_bytes_in_flight = _gauge(_EDGE, "drm_request_in_flight_bytes", "Request bodies being read or checked.")
     connections = _gauge(_EDGE, "drm_connections", "Open connections.", "transport")
+    quotas_in_debt = _gauge(_EDGE, "drm_quotas_in_debt", "Buckets of quotas that are not full, by whose.", "kind")
     credentials_age_seconds = _gauge(_EDGE, "drm_credentials_age_seconds", "Since the credential snapshot was read.")
     token_verifications = _counter(
         _EDGE, "drm_token_verifications", "Signatures of tokens checked: those not remembered.", "result"

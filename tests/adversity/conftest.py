@@ -18,11 +18,12 @@ from tests.adversity import rows
 from tests.adversity.abuse import holds, subject
 from tests.adversity.parts import PROCESSES, Parts, Place
 from tests.adversity.running import Running
+from tests.integration.edge_fixtures import start_edge
 
 from drm_ingest.settings import Settings
 from drm_ingest.up.ports import free_port
 
-__all__ = ["holds", "subject"]  # fixtures for the tests of abuse
+__all__ = ["holds", "start_edge", "subject"]  # fixtures for the tests of abuse, and of the edge alone
 
 READY_WITHIN_S = 120.0
 ROWS: pytest.StashKey[dict[str, rows.Row]] = pytest.StashKey()

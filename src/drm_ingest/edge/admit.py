@@ -44,6 +44,8 @@ class Admitted:
     """How many records there are, or were: whoever has written them lets go of them."""
     out_of_scope: list[str] = field(default_factory=list)
     """For each event that the credential may not send, the part of its scope that would have to allow it."""
+    body_bytes: int = 0
+    """What the events were in, decompressed: what a quota counts."""
 
     @property
     def rejected(self) -> int:
@@ -141,9 +143,29 @@ class Admit:
             return self._binary(ce_headers, content_type, body, credential, receipt)
         values = split(body, media, self._settings.request_events_max)
         yield
-        request = self._judge.request(credential, receipt, body)
+        slices = self._slices(values, body, credential, receipt)
         del body  # the events have copies of it
-        admitted = Admitted(len(values), results=request.results)
+        return (yield from slices)
+
+    def events_in_slices(
+        self, events: Sequence[bytes | Raw | memoryview], credential: Credential, receipt: Receipt
+    ) -> Generator[None, None, Admitted]:
+        """Do what `events` does; yield after each slice of the work.
+
+        Raises:
+            Refusal: as `events`.
+        """
+        refuse_readers(credential)
+        refuse_too_many(len(events), self._settings.request_events_max)
+        values = [bytes(event).strip(WHITE) for event in events]
+        return (yield from self._slices(values, b"\n".join(values), credential, receipt))
+
+    def _slices(
+        self, values: list[bytes], body: bytes, credential: Credential, receipt: Receipt
+    ) -> Generator[None, None, Admitted]:
+        request = self._judge.request(credential, receipt, body)
+        admitted = Admitted(len(values), results=request.results, body_bytes=len(body))
+        del body
         yield
         start, cost = 0, 0
         for end, value in enumerate(values, 1):
@@ -172,13 +194,13 @@ class Admit:
             self._judge.refuse_too_large(body)
             value = structured(headers, content_type, body)
         except Rejected as rejected:
-            return self._counted(Admitted(1, results=[rejection(0, rejected)]))
+            return self._counted(Admitted(1, results=[rejection(0, rejected)], body_bytes=len(body)))
         return self._admit([value], value, credential, receipt)
 
     def _admit(self, values: list[bytes], body: bytes, credential: Credential, receipt: Receipt) -> Admitted:
         """Judge each event; `body` holds the bytes of all of them."""
         request = self._judge.request(credential, receipt, body)
-        admitted = Admitted(len(values), results=request.results)
+        admitted = Admitted(len(values), results=request.results, body_bytes=len(body))
         self._judge_some(values, 0, len(values), request, admitted)
         return self._counted(admitted)
 

@@ -42,6 +42,8 @@ class Answer:
             found.append((b"www-authenticate", b'Bearer realm="drm-ingest"'))
         if self.refusal is not None and self.refusal.retry_after_s is not None:
             found.append((b"retry-after", b"%d" % self.refusal.retry_after_s))
+        if self.refusal is not None:
+            found += self.refusal.headers
         return found
 
 

@@ -2,11 +2,12 @@
 
 import gc
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from secrets import token_hex
+from typing import Any, cast
 
 import structlog
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -18,11 +19,14 @@ from starlette.websockets import WebSocket
 from drm_ingest import health
 from drm_ingest.edge import asyncapi, openapi, route, shapes
 from drm_ingest.edge.admit import Admit
+from drm_ingest.edge.buckets import Memory
 from drm_ingest.edge.credentials import Credentials
 from drm_ingest.edge.identify import Identify
-from drm_ingest.edge.limits import Limits
+from drm_ingest.edge.limits import Connection, Limits
+from drm_ingest.edge.quotas import DEVICES, SENDERS, Quotas
 from drm_ingest.edge.refusals import REMEDIES
 from drm_ingest.edge.server import Server
+from drm_ingest.edge.spread import Spread
 from drm_ingest.edge.take import Take
 from drm_ingest.edge.tell import Tell
 from drm_ingest.edge.websocket import Sessions
@@ -42,8 +46,10 @@ _FLUSH_S = 1.0
 log = structlog.get_logger(__name__)
 
 
-async def serve(settings: Settings, bound: socket.socket, siblings: Siblings | None = None) -> None:
+async def serve(settings: Settings, bound: socket.socket, memory: Memory, siblings: Siblings | None = None) -> None:
     """Serve the edge on a bound socket until SIGTERM or SIGINT; with `siblings`, as one of several on the same port.
+
+    `memory` holds the quotas, and is the siblings' too.
 
     Raises:
         KafkaUnreachable, TopicsWrong, BadSchema: it cannot work; the message says what to do.
@@ -54,13 +60,17 @@ async def serve(settings: Settings, bound: socket.socket, siblings: Siblings | N
     limits = Limits(settings)
     credentials = Credentials(settings, metrics)
     identify = Identify(settings, credentials, metrics)
+    quotas = Quotas(settings, memory)
+    machine, first = siblings.who if siblings else (token_hex(8), True)
+    spread = Spread(settings, quotas, machine, first=first)
     writer = Writer(settings, metrics)
     admit = Admit(settings, schemas, metrics)
     ingress = Topics.of(settings).ingress
     tell = Tell(settings, credentials)
 
     def take(transport: str) -> Take:
-        return Take(settings, limits, identify, admit, Write(settings, writer, ingress, metrics, transport), tell)
+        write = Write(settings, writer, ingress, metrics, transport)
+        return Take(settings, limits, identify, quotas, admit, write, tell)
 
     def ready() -> str | None:
         """Say why no event could be acknowledged now, if so."""
@@ -76,9 +86,10 @@ async def serve(settings: Settings, bound: socket.socket, siblings: Siblings | N
     apart = settings.edge_health_port
     health_routes = health.router(metrics, ready, gather) if apart is None else APIRouter()
     server = Server(settings, build(settings, over_http, sessions, health_routes), over_http, sessions.drain)
-    limits.watch(server.server_state.connections)
-    _show(metrics, limits)
+    limits.watch(cast("Collection[Connection]", server.server_state.connections))
+    _show(metrics, limits, quotas)
     await credentials.start()
+    await spread.start()
     await writer.start()
     gc.collect()
     gc.freeze()  # what is there now stays; the collector need not look at it again
@@ -91,6 +102,7 @@ async def serve(settings: Settings, bound: socket.socket, siblings: Siblings | N
             await server.serve([bound])
     finally:
         await writer.stop(_FLUSH_S)
+        await spread.stop()
         await credentials.stop()
         limits.stop()
 
@@ -151,8 +163,10 @@ def _with_components(described: Callable[[], dict[str, Any]], settings: Settings
     return document
 
 
-def _show(metrics: Metrics, limits: Limits) -> None:
+def _show(metrics: Metrics, limits: Limits, quotas: Quotas) -> None:
     """Let a scrape read what is known anyway."""
+    for kind in (SENDERS, DEVICES):
+        metrics.quotas_in_debt.labels(kind).set_function(partial(quotas.in_debt, kind))
     metrics.request_bytes_in_flight.set_function(lambda: limits.body_bytes)
     metrics.connections.labels("http").set_function(lambda: limits.open_connections(websocket=False))
     metrics.connections.labels("websocket").set_function(lambda: limits.open_connections(websocket=True))

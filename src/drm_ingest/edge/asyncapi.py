@@ -4,12 +4,21 @@ from typing import Any
 
 from drm_ingest.edge.message import CLOUDEVENTS, SEQ_MAX
 from drm_ingest.edge.openapi import SECURITY_SCHEMES
+from drm_ingest.edge.quotas import QUOTA_NAMES
 from drm_ingest.edge.shapes import PROBLEM_CODES, schemas
 from drm_ingest.edge.split import too_many_events
 from drm_ingest.settings import Settings
 
 _SEQ = {"type": "integer", "minimum": 0, "maximum": SEQ_MAX, "description": "The client's own number for the message."}
 _EVENT = {"type": "device.status", "subject": "meter-7", "id": "1", "data": {"state": "online"}}
+
+_QUOTA = {
+    "code": {"const": "rate_limited"},
+    "detail": {"type": "string"},
+    "quota": {"enum": list(QUOTA_NAMES)},
+    "limit": {"type": "number"},
+    "subject": {"type": "string", "description": "With the quota of a device: whose it is."},
+}
 
 
 def document(settings: Settings, host: str, *, secure: bool) -> dict[str, Any]:
@@ -67,10 +76,11 @@ def document(settings: Settings, host: str, *, secure: bool) -> dict[str, Any]:
             number,
         ),
         "retry": _message(
-            "The fate of at least one event is unknown: send the message again after that time (as a 503).",
+            "The fate of at least one event is unknown (as a 503), or, with a code, a quota is used up and nothing was "
+            "kept (as a 429): send the message again after that time.",
             {"retry": id_or_seq, "after_ms": {"type": "integer"}},
             {"retry": 7, "after_ms": 1000 * settings.retry_after_s},
-            number,
+            number | _QUOTA,
         ),
         "refused": _message(
             "Nothing of the message was kept, and no retry helps; codes as over HTTP.",
@@ -102,7 +112,8 @@ def document(settings: Settings, host: str, *, secure: bool) -> dict[str, Any]:
             "title": "drm-ingest: events over a WebSocket",
             "version": "1",
             "description": "Close codes: 1003 not a message of this protocol; 1007 not JSON, or not UTF-8; "
-            "1008 no valid key in a hello, no hello in time, or more than the window; 1009 message too large; "
+            "1008 no valid key in a hello, no hello in time, more than the window, too many frames or pings, no pong; "
+            "1009 message too large; "
             "1012 restarting; 1013 try later.",
         },
         "servers": {

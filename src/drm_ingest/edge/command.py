@@ -11,6 +11,8 @@ import uvloop
 
 from drm_ingest import logs
 from drm_ingest.edge.app import serve
+from drm_ingest.edge.buckets import Memory
+from drm_ingest.edge.quotas import quota_memory
 from drm_ingest.edge.workers import Siblings, Workers
 from drm_ingest.kafka.connection import KafkaUnreachable
 from drm_ingest.kafka.topics import TopicsWrong
@@ -29,20 +31,20 @@ def run(settings: Settings, workers: int = 1) -> int:
         if workers > 1:
             return Workers(settings, workers, run_worker).run()
         with bind(settings) as bound:
-            uvloop.run(serve(settings, bound))
+            uvloop.run(serve(settings, bound, bytearray(quota_memory(settings))))
     except (OSError, KafkaUnreachable, TopicsWrong, BadSchema) as error:
         log.critical("the edge cannot start", reason=str(error))
         return 1
     return 0
 
 
-def run_worker(settings: Settings, folder: Path, worker: int) -> None:
-    """Serve as one of several; ends with the parent."""
+def run_worker(settings: Settings, folder: Path, worker: int, memory: Memory) -> None:
+    """Serve as one of several, with a folder and the memory of the quotas in common; ends with the parent."""
     _configure_logs(settings)
     structlog.contextvars.bind_contextvars(worker=worker)
     try:
         with bind(settings, shared=True) as bound:
-            uvloop.run(serve(settings, bound, Siblings(folder, worker)))
+            uvloop.run(serve(settings, bound, memory, Siblings(folder, worker)))
     except (OSError, KafkaUnreachable, TopicsWrong, BadSchema) as error:
         log.critical("the edge cannot start", reason=str(error))
         sys.exit(1)

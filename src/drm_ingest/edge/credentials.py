@@ -16,6 +16,7 @@ from typing import Literal
 import asyncpg
 import structlog
 
+from drm_ingest.edge.quotas import Quota, Rates
 from drm_ingest.edge.scope import Scope
 from drm_ingest.edge.token import FleetKey
 from drm_ingest.metrics import Metrics
@@ -51,6 +52,8 @@ class Credential:
     sender_id: str = ""
     expires_at: float = inf
     """Seconds since 1970."""
+    quota: Quota | None = None
+    """What its sender may send; None: as much as it likes."""
 
 
 class Credentials:
@@ -174,7 +177,7 @@ class Credentials:
             scope = Scope.of(row["devices"], row["types"], parties=row["parties"], identities=row["identities"])
             by_hash[row["hash"]] = Credential(
                 str(row["id"]), row["sender"], row["role"], row["device"], scope, str(row["sender_id"]),
-                _seconds(row["expires_at"]),
+                _seconds(row["expires_at"]), _quota(row),
             )  # fmt: skip
             if not number % _ROWS_AT_ONCE:
                 await asyncio.sleep(0)
@@ -202,12 +205,19 @@ class Credentials:
                     continue
                 found[kid] = FleetKey(
                     row["id"], kid, row["algorithm"], key, row["sender"], str(row["sender_id"]), row["role"], scope,
-                    _seconds(row["expires_at"]),
+                    _seconds(row["expires_at"]), _quota(row),
                 )  # fmt: skip
             if not number % (_ROWS_AT_ONCE // 10):
                 await asyncio.sleep(0)
         self._fleet_rows = {row["kid"]: row for row in rows}
         return found
+
+
+def _quota(row: asyncpg.Record) -> Quota | None:
+    """Return the quotas of a key's sender."""
+    all_ = Rates(row["events_per_s"], row["bytes_per_s"])
+    device = Rates(row["device_events_per_s"], row["device_bytes_per_s"])
+    return Quota(row["sender_id"].bytes, all_, device, row["burst_s"]) if all_.limited or device.limited else None
 
 
 def secret_in(authorization: bytes) -> str | None:

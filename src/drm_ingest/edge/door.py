@@ -44,9 +44,10 @@ class Door(asyncio.Protocol):
     __slots__ = (
         "_app_state", "_config", "_discarded_bytes", "_held", "_left", "_limits", "_loop", "_reading",
         "_reading_paused", "_replies", "_request", "_server_state", "_settings", "_since", "_state", "_take",
-        "_transport", "_writing_paused",
+        "_transport", "_unsent_bytes", "_writing_paused",
     )  # fmt: skip
 
+    is_websocket = False
     _transport: asyncio.Transport
     _replies: Replies
 
@@ -68,6 +69,7 @@ class Door(asyncio.Protocol):
         self._reading = False
         self._reading_paused = False
         self._writing_paused = False
+        self._unsent_bytes = 0  # of answers that the client does not read, as the limits know it
         # Of the request that was refused for good:
         self._left: int | None = 0  # bytes still to come; None: unknown
         self._discarded_bytes = 0
@@ -87,6 +89,7 @@ class Door(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server_state.connections.discard(self)
+        self._count_unsent(0)
         self._leave()
 
     def eof_received(self) -> bool:
@@ -97,11 +100,17 @@ class Door(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._writing_paused = True
         self._since = self._limits.now
+        self._count_unsent(self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         self._writing_paused = False
         self._since = self._limits.now
+        self._count_unsent(0)
         self._read_on()
+
+    def _count_unsent(self, unsent_bytes: int) -> None:
+        self._limits.body_bytes += unsent_bytes - self._unsent_bytes
+        self._unsent_bytes = unsent_bytes
 
     def shutdown(self) -> None:
         """Answer what has begun, then close (called when the process stops)."""
@@ -220,7 +229,10 @@ class Door(asyncio.Protocol):
 
     def _sent(self, closes: bool) -> None:
         """Answers went out: wait for the next request, or see that the client can read the last answer, and close."""
-        self._since = self._limits.now if self._state in (State.BETWEEN, State.DISCARD) else self._since
+        if self._writing_paused:
+            self._count_unsent(self._transport.get_write_buffer_size())
+        elif self._state in (State.BETWEEN, State.DISCARD):
+            self._since = self._limits.now
         if not closes:
             if self._request.expects_continue and self._state == State.BODY:
                 self._say_continue()

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
 from drm_ingest.edge.answer import encode
@@ -34,6 +33,8 @@ class HandedOver(HttpToolsProtocol):
         self._limits, self._settings = take.limits, take.settings
         self._since: float | None = None
         """When the request being read began; None between requests."""
+        self._stuck_since: float | None = None
+        """When it was first seen that the client does not read its answer."""
         self._in_head = True
         self._head_bytes = 0
         self._answering: RequestResponseCycle | None = None
@@ -43,11 +44,20 @@ class HandedOver(HttpToolsProtocol):
         """Of a body whose request is answered."""
         self._discards_since: float | None = None
 
+    is_websocket = False
+
     def sweep(self, now: float) -> None:
-        """Hold the deadlines of a request; uvicorn keeps the one between requests."""
+        """Hold the deadlines of a request and of its answer; uvicorn keeps the one between requests."""
+        settings = self._settings
+        if self.transport.is_closing() or self.flow.write_paused:
+            self._stuck_since = self._limits.now if self._stuck_since is None else self._stuck_since
+            if now - self._stuck_since > settings.connection_idle_timeout_s:
+                self.transport.abort()  # the client does not read
+            return
+        self._stuck_since = None
         if self._since is None:
             return
-        settings, waited = self._settings, now - self._since
+        waited = now - self._since
         if self._discards_since is not None and now - self._discards_since > settings.refused_body_discard_timeout_s:
             self.transport.close()
         if self._in_head and waited > settings.request_header_timeout_s:
@@ -135,6 +145,8 @@ class HandedOver(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         if self._answering is not None and not self._answering.response_complete:
             self._refuse(Refusal("malformed_request", "Wait for the last answer before you ask for a WebSocket."))
+        elif (why := self._limits.no_more_websockets()) is not None:
+            self._refuse(self._take.overloaded(why))
         else:
             super().handle_websocket_upgrade()
 
@@ -155,33 +167,3 @@ class HandedOver(HttpToolsProtocol):
         self._take.tell.answered(answer, client=client_of(self.transport))
         self.transport.write(encode(answer, self._limits.date_line + b"connection: close\r\n"))
         self.transport.close()
-
-
-class Socket(WebSocketsSansIOProtocol):
-    """A WebSocket whose client can read why it was closed.
-
-    After a message that is too large or not UTF-8, uvicorn closes at once: while the client still sends, it would see a
-    reset in place of the code. And it asserts that nobody sends nonsense before the handshake is answered.
-    """
-
-    _reads_over = False
-
-    def data_received(self, data: bytes) -> None:
-        if not self._reads_over:
-            super().data_received(data)
-
-    def handle_parser_exception(self) -> None:
-        close = self.conn.close_sent
-        if close is None:
-            self.transport.abort()
-            return
-        self._reads_over = True
-        self.queue.put_nowait({"type": "websocket.disconnect", "code": close.code, "reason": close.reason})
-        self.transport.write(b"".join(self.conn.data_to_send()))
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self.close_sent = True
-        if self.read_paused:
-            self.read_paused = False
-            self.transport.resume_reading()
-        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)

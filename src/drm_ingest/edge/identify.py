@@ -103,4 +103,6 @@ def _of(fleet_key: FleetKey, device: str, expires_at: float) -> Credential:
             detail = f"The scope (devices) of the fleet's key {fleet_key.kid} does not list the device of the token."
             raise Refusal("forbidden", detail, missing_scopes=["devices"])
         scope = replace(scope, devices=None)
-    return Credential(str(fleet_key.id), fleet_key.sender, role, device, scope, fleet_key.sender_id, expires_at)
+    return Credential(
+        str(fleet_key.id), fleet_key.sender, role, device, scope, fleet_key.sender_id, expires_at, fleet_key.quota
+    )

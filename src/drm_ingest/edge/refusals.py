@@ -4,9 +4,11 @@ from collections.abc import Callable
 from time import time
 
 from drm_ingest.edge.admit import refuse_readers
+from drm_ingest.edge.buckets import EVENTS
 from drm_ingest.edge.credentials import Credential
 from drm_ingest.edge.decompress import decompress, too_large_decompressed
 from drm_ingest.edge.identify import nothing_sent
+from drm_ingest.edge.quotas import Quota, Rates, rate_limited
 from drm_ingest.edge.request import MalformedRequest, Request
 from drm_ingest.edge.split import Media, media_of, split, too_many_events
 from drm_ingest.edge.take import Take
@@ -41,8 +43,7 @@ def refusals(take: Take, request_id: str) -> dict[str, Refusal]:
         too_many_events(events_max),
         _raised(lambda: media_of(b"text/csv", binary=False)),
         _raised(lambda: decompress(b"br", b"", settings)),
-        # No quota exists yet.
-        Refusal("rate_limited", "Send at most 100 events a second; come back in 1 s.", retry_after_s=1, limit=100),
+        rate_limited(Quota(b"", Rates(100.0, None), Rates(), 10), EVENTS, 1.0, None),
         take.headers_too_large(),
         take.broken(request_id),
         take.write.not_acknowledged(),

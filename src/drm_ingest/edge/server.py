@@ -13,7 +13,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from drm_ingest.edge.door import Door
-from drm_ingest.edge.handover import HandedOver, Socket
+from drm_ingest.edge.handover import HandedOver
+from drm_ingest.edge.socket import Socket
 from drm_ingest.edge.take import Take
 from drm_ingest.settings import Settings
 
@@ -29,11 +30,12 @@ class Server(uvicorn.Server):
     ) -> None:
         """`drain_sockets` ends the WebSockets in peace."""
         door: Any = partial(Door, take)  # uvicorn calls it as it would the class
+        websocket: Any = partial(Socket, take)
         super().__init__(
             uvicorn.Config(
                 cast("ASGIApplication", app),
                 http=door,
-                ws=Socket,
+                ws=websocket,
                 ws_max_size=settings.websocket_message_bytes_max,
                 ws_max_queue=1,
                 ws_ping_interval=settings.websocket_ping_interval_s,

@@ -3,6 +3,7 @@
 from typing import Any
 
 from drm_ingest.edge.check import LENGTHS
+from drm_ingest.edge.quotas import QUOTA_NAMES
 from drm_ingest.errors import (
     DEAD_LETTER_CODES,
     DETAIL_CHARACTERS_MAX,
@@ -127,7 +128,9 @@ def _problem(**more: Any) -> dict[str, Any]:
         "type": "object",
         "required": list(required),
         "properties": {
-            "limit": {"type": "integer", "description": "The limit that was exceeded, where it is one."},
+            "limit": {"type": "number", "description": "The limit that was exceeded, where it is one."},
+            "quota": {"enum": list(QUOTA_NAMES), "description": "With rate_limited: which quota is used up."},
+            "subject": {"type": "string", "description": "With the quota of a device: whose it is."},
             "position": {"type": "integer", "description": "The byte at which the body is no JSON, where it is not."},
             "server_time": {
                 "type": "string",

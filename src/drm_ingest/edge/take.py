@@ -5,7 +5,7 @@ The same steps for the door, the ordinary route and a WebSocket message; they di
 
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import TypedDict
@@ -13,12 +13,13 @@ from typing import TypedDict
 import structlog
 from msgspec import Raw
 
-from drm_ingest.edge.admit import SLICE_BYTES, Admit, refuse_readers
+from drm_ingest.edge.admit import SLICE_BYTES, Admit, Admitted, refuse_readers
 from drm_ingest.edge.answer import Answer
 from drm_ingest.edge.clock import Clock, stated_time
 from drm_ingest.edge.credentials import Credential
 from drm_ingest.edge.identify import Identify
 from drm_ingest.edge.limits import Limits
+from drm_ingest.edge.quotas import Quota, Quotas
 from drm_ingest.edge.tell import Tell
 from drm_ingest.edge.turns import Turns, Work
 from drm_ingest.edge.write import Reply, Write
@@ -32,6 +33,7 @@ Headers = Mapping[bytes, bytes]
 
 _is_request_id = re.compile(REQUEST_ID.encode()).fullmatch
 _USER_AGENT_CHARACTERS_MAX = 300
+_RESULTS_FEW, _RESULT_BYTES = 100, 500  # with what Python needs for each
 _CORS_LINES = (
     b"access-control-allow-origin: %b\r\nvary: origin\r\naccess-control-expose-headers: retry-after, x-request-id\r\n"
 )
@@ -54,13 +56,21 @@ class Take:
     """The steps of the edge for one transport, with their parts."""
 
     def __init__(
-        self, settings: Settings, limits: Limits, identify: Identify, admit: Admit, write: Write, tell: Tell
+        self,
+        settings: Settings,
+        limits: Limits,
+        identify: Identify,
+        quotas: Quotas,
+        admit: Admit,
+        write: Write,
+        tell: Tell,
     ) -> None:
         self.settings = settings
         self.tell = tell
         self.limits = limits
         self.identify = identify
         self._find = identify.credentials.find
+        self._quotas = quotas
         self._admit = admit
         self.write = write
         self._turns = Turns()
@@ -91,6 +101,8 @@ class Take:
         if credential is None:
             credential = self.identify.identify(authorization, stated_time(headers.get(b"date")), client())
         refuse_readers(credential)
+        if credential.quota is not None:
+            self._quotas.refuse_if_spent(credential)
         length = headers.get(b"content-length")
         if length is not None:
             self.hold(int(length))
@@ -157,50 +169,89 @@ class Take:
             return True
         try:
             admitted = self._admit.body(**request)
+            if credential.quota is not None:
+                self._spend(credential.quota, admitted)
         except Refusal as refusal:
             reply(self.refuse(refusal, request_id))
         except Exception as error:  # the sender gets an answer, whatever is broken here
             reply(self.broke(error, request_id))
         else:
-            self.write.write(admitted, request_id, started, reply)
+            self._write(admitted, request_id, started, reply)
         return False
 
     def _body_in_slices(self, request: "_Request", request_id: str, started: float, reply: Reply) -> Work:
         """Take the events of a body that is long, or may be."""
-        body_bytes = len(request["body"])
+        body_bytes, quota = len(request["body"]), request["credential"].quota
+        work = self._admit.in_slices(**request)
+        request.clear()  # type: ignore[attr-defined]  # a decompressed body and a compressed one are enough
+        return self._in_slices(work, body_bytes, quota, request_id, started, reply)
+
+    def _in_slices(
+        self,
+        work: Generator[None, None, Admitted],
+        held_bytes: int,
+        quota: Quota | None,
+        request_id: str,
+        started: float,
+        reply: Reply,
+    ) -> Work:
         try:
-            work = self._admit.in_slices(**request)
-            request.clear()  # type: ignore[attr-defined]  # a decompressed body and a compressed one are enough
             admitted = yield from work
+            if quota is not None:
+                self._spend(quota, admitted)
         except Refusal as refusal:
             reply(self.refuse(refusal, request_id))
         except Exception as error:  # the sender gets an answer, whatever is broken here
             reply(self.broke(error, request_id))
         else:
-            self.write.write(admitted, request_id, started, reply)
+            self._write(admitted, request_id, started, reply)
         finally:
-            self.limits.body_bytes -= body_bytes
+            self.limits.body_bytes -= held_bytes
 
     def events(
         self,
         headers: Headers,
         events: Sequence[bytes | Raw],
+        message_bytes: int,
         credential: Credential,
         clock_offset_ms: int,
         request_id: str,
         reply: Reply,
-    ) -> None:
-        """Take the events of one WebSocket message; `headers` are those of the upgrade. Raises nothing."""
+    ) -> bool:
+        """Take the events of one WebSocket message; `headers` are those of the upgrade. Raises nothing.
+
+        Returns True when it is long, as `body` does.
+        """
         started = perf_counter()
         try:
             receipt = self._receipt(headers, credential, clock_offset_ms, request_id)
+            quota = credential.quota
+            if quota is not None:
+                self._quotas.refuse_if_spent(credential)
+            if message_bytes > SLICE_BYTES:
+                work = self._admit.events_in_slices(events, credential, receipt)
+                self.limits.body_bytes += message_bytes
+                self._turns.add(self._in_slices(work, message_bytes, quota, request_id, started, reply))
+                return True
             admitted = self._admit.events(events, credential, receipt)
+            if quota is not None:
+                self._spend(quota, admitted)
         except Refusal as refusal:
             reply(self.refuse(refusal, request_id))
         except Exception as error:  # the sender gets an answer, whatever is broken here
             reply(self.broke(error, request_id))
         else:
-            self.write.write(admitted, request_id, started, reply)
+            self._write(admitted, request_id, started, reply)
+        return False
+
+    def _spend(self, quota: Quota, admitted: Admitted) -> None:
+        if self.write.writer.room_for(admitted.record_bytes):  # else it is answered 503, and costs nothing
+            self._quotas.spend(quota, admitted)
+
+    def _write(self, admitted: Admitted, request_id: str, started: float, reply: Reply) -> None:
+        if len(admitted.results) > _RESULTS_FEW:  # they wait for Kafka too
+            reply = self.limits.holding(len(admitted.results) * _RESULT_BYTES, reply)
+        self.write.write(admitted, request_id, started, reply)
 
     # -- or not at all
 

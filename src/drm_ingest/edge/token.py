@@ -16,6 +16,7 @@ from jwt import InvalidTokenError, PyJWS
 from jwt.utils import base64url_decode
 from msgspec import Struct
 
+from drm_ingest.edge.quotas import Quota
 from drm_ingest.edge.scope import Scope
 from drm_ingest.errors import Refusal
 from drm_ingest.event import PARTY_PREFIX, SUBJECT_CHARACTERS_MAX
@@ -38,6 +39,8 @@ class FleetKey:
     role: str
     scope: Scope | None
     expires_at: float
+    quota: Quota | None = None
+    """Of its sender."""
 
 
 class Claims(Struct):

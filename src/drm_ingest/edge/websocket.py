@@ -40,6 +40,8 @@ from drm_ingest.edge.message import (
     message_of,
     single_of,
 )
+from drm_ingest.edge.quotas import SENDER_QUOTAS
+from drm_ingest.edge.socket import AUTHENTICATED
 from drm_ingest.edge.take import Take
 from drm_ingest.errors import Refusal
 from drm_ingest.event import parse_time
@@ -47,6 +49,7 @@ from drm_ingest.event import parse_time
 RECONNECT_AFTER_MS_MIN = 100
 WATCH_INTERVAL_S = 1.0
 _WATCHED_AT_ONCE = 50  # a token whose key was revoked takes a tenth of a millisecond
+_PAUSE_MAX_S = 1.0  # without reading from a sender whose quota is used up, whatever it sends meanwhile
 
 
 class Sessions:
@@ -103,8 +106,15 @@ class Session:
         self._sender: str | None = None
         self._authorization = b""
         self._messages = 0
+        self._pause_s = 0.0  # not to be read from: its sender's quota is used up
         self._unacknowledged = 0  # taken, and their acknowledgement not yet sent
         self._outbox: asyncio.Queue[tuple[bytes, int] | Closing] = asyncio.Queue()  # bounded by the window
+        self._outbox_bytes = 0
+        self._read_by_client = asyncio.Event()
+        self._sender_ended = False
+        self._long = 0  # the last message that was judged in slices
+        self._long_answered = asyncio.Event()
+        self._long_answered.set()
         self._closing: Closing | None = None  # once those that were taken are acknowledged
         self.gone = asyncio.Event()
 
@@ -118,6 +128,8 @@ class Session:
             if not_ready:
                 raise Closing(TRY_LATER, not_ready)
             self._sender = (await self._greet()).sender
+            if (authenticated := self._socket.scope.get("extensions", {}).get(AUTHENTICATED)) is not None:
+                authenticated()  # another server than ours has bounds of its own
             self._put({"window": self._window})
             while True:
                 await self._take_next()
@@ -219,6 +231,13 @@ class Session:
 
     async def _take_next(self) -> None:
         """Take one message; its acknowledgement follows by itself."""
+        await self._long_answered.wait()
+        while self._outbox_bytes > self._take.settings.websocket_message_bytes_max and not self._sender_ended:
+            self._read_by_client.clear()  # results may be larger than what they are about
+            await self._read_by_client.wait()
+        if self._pause_s:
+            pause_s, self._pause_s = self._pause_s, 0.0
+            await asyncio.sleep(pause_s)
         raw = await self._receive()
         if self._closing is not None:
             return  # never acknowledged, so it will come again
@@ -239,8 +258,11 @@ class Session:
         credential = self._known()
         self._unacknowledged += 1
         request_id = self._take.request_id({})
-        reply = partial(self._reply, name, number, len(raw))
-        self._take.events(self._headers, events, credential, self._clock_offset_ms, request_id, reply)
+        reply = partial(self._reply, name, number, len(raw), self._messages)
+        take = self._take.events
+        if take(self._headers, events, len(raw), credential, self._clock_offset_ms, request_id, reply):
+            self._long = self._messages  # the next waits for its answer: else the order of events would change
+            self._long_answered.clear()
 
     async def _receive(self) -> bytes:
         """Return the next message, text or binary alike; raises WebSocketDisconnect."""
@@ -257,9 +279,13 @@ class Session:
         client = self._socket.client
         return client.host if client else None
 
-    def _reply(self, name: int | str | None, number: dict[str, object], message_bytes: int, answer: Answer) -> None:
+    def _reply(
+        self, name: int | str | None, number: dict[str, object], message_bytes: int, message: int, answer: Answer
+    ) -> None:
         """Queue what the client is told of one message, by its name, and by its number where names may be missing."""
         admitted, refusal = answer.admitted, answer.refusal
+        if message == self._long:
+            self._long_answered.set()
         if admitted is None or admitted.results:
             self._take.tell.answered(answer, client=self._client, sender=self._sender, body_bytes=message_bytes)
         if admitted is not None:
@@ -267,13 +293,20 @@ class Session:
                 name = admitted.results[0].id  # the id it was given
             self._put({"ack": name, **number, "accepted": admitted.accepted, "results": admitted.results}, 1)
         elif refusal is not None and refusal.problem.retry:
-            self._put({"retry": name, **number, "after_ms": 1000 * (refusal.retry_after_s or 1)}, 1)
+            after_ms = 1000 * (refusal.retry_after_s or 1)
+            if refusal.members.get("quota") in SENDER_QUOTAS:
+                self._pause_s = min(_PAUSE_MAX_S, after_ms / 1000)
+            limited = refusal.problem.code == "rate_limited"
+            why = {"code": refusal.problem.code, "detail": refusal.detail, **refusal.members} if limited else {}
+            self._put({"retry": name, **number, "after_ms": after_ms, **why}, 1)
         elif refusal is not None:
             told = {"code": refusal.problem.code, "detail": refusal.detail, "request_id": answer.request_id}
             self._put({"refused": name, **number, **told}, 1)
 
     def _put(self, message: dict[str, object], acknowledges: int = 0) -> None:
-        self._outbox.put_nowait((msgspec.json.encode(message), acknowledges))
+        encoded = msgspec.json.encode(message)
+        self._outbox_bytes += len(encoded)
+        self._outbox.put_nowait((encoded, acknowledges))
 
     def _leave(self, closing: Closing) -> None:
         """Take no more messages; close when those that were taken are acknowledged, or could not be in time."""
@@ -293,12 +326,16 @@ class Session:
                 item = await self._outbox.get()
                 if isinstance(item, Closing):
                     await self._socket.close(item.code, item.reason)
-                    return
+                    break
                 message, acknowledges = item
                 await self._socket.send_text(message.decode())
                 self._unacknowledged -= acknowledges
+                self._outbox_bytes -= len(message)
+                self._read_by_client.set()
                 if acknowledges and self._closing is not None and not self._unacknowledged:
                     self._outbox.put_nowait(self._closing)
+        self._sender_ended = True
+        self._read_by_client.set()
 
 
 def _closing(refusal: Refusal) -> Closing:

@@ -26,6 +26,8 @@ from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from drm_ingest.edge.buckets import Memory, shared_memory
+from drm_ingest.edge.quotas import quota_memory
 from drm_ingest.settings import Settings
 
 SIBLING_TIMEOUT_S = 2.0
@@ -42,6 +44,8 @@ class Siblings:
     def __init__(self, folder: Path, worker: int) -> None:
         """Sockets are in `folder`, which is this edge's own."""
         self._folder = folder
+        self.who = folder.name, worker == 0
+        """What they are called together, and whether this is the first of them."""
         self._path = folder / f"{worker}.sock"
 
     @contextlib.asynccontextmanager
@@ -116,7 +120,7 @@ class Workers:
 
     settings: Settings
     count: int
-    work: Callable[[Settings, Path, int], None]
+    work: Callable[[Settings, Path, int, Memory], None]
     _stopping: bool = field(default=False, init=False)
 
     def run(self) -> int:
@@ -129,17 +133,18 @@ class Workers:
             signal.signal(number, lambda *_: setattr(self, "_stopping", True))
         with _hold_port(self.settings) as port, tempfile.TemporaryDirectory(prefix="drm-edge-") as folder:
             settings = self.settings.model_copy(update={"edge_port": port})
+            memory = shared_memory(quota_memory(settings))
             workers = [_Worker(number) for number in range(self.count)]
             failed = False
             while not self._stopping and not failed:
                 for worker in workers:
-                    self._keep(worker, settings, Path(folder))
+                    self._keep(worker, settings, Path(folder), memory)
                 failed = any(worker.process is None for worker in workers) and not any(Path(folder).iterdir())
                 wait([worker.process.sentinel for worker in workers if worker.process], _POLL_S)
             self._end(workers)
             return 1 if failed else 0
 
-    def _keep(self, worker: _Worker, settings: Settings, folder: Path) -> None:
+    def _keep(self, worker: _Worker, settings: Settings, folder: Path, memory: Memory) -> None:
         now = time.monotonic()
         if worker.process is not None and worker.process.exitcode is not None:
             worker.pause_s = (
@@ -156,7 +161,7 @@ class Workers:
         if worker.process is None and now >= worker.start_at:
             worker.started_at = now
             worker.process = multiprocessing.get_context("spawn").Process(
-                target=self.work, args=(settings, folder, worker.number), name=f"edge-{worker.number}"
+                target=self.work, args=(settings, folder, worker.number, memory), name=f"edge-{worker.number}"
             )
             worker.process.start()
             log.info("started a worker", worker=worker.number, pid_of_worker=worker.process.pid)

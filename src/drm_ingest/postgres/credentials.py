@@ -26,13 +26,17 @@ _STATE = """
 """
 _USABLE_KEYS = """
     select key.id, key.hash, key.expires_at, key.devices, key.types, key.parties, key.identities,
-           sender.id as sender_id, sender.name as sender, sender.role, sender.device
+           sender.id as sender_id, sender.name as sender, sender.role, sender.device,
+           sender.events_per_s, sender.bytes_per_s, sender.device_events_per_s, sender.device_bytes_per_s,
+           sender.burst_s
     from sender_key key join sender on sender.id = key.sender
     where key.revoked_at is null and (key.expires_at is null or key.expires_at > now())
 """
 _USABLE_FLEET_KEYS = """
     select key.id, key.kid, key.algorithm, key.public_key, key.expires_at, key.devices, key.types, key.identities,
-           sender.id as sender_id, sender.name as sender, sender.role
+           sender.id as sender_id, sender.name as sender, sender.role,
+           sender.events_per_s, sender.bytes_per_s, sender.device_events_per_s, sender.device_bytes_per_s,
+           sender.burst_s
     from fleet_key key join sender on sender.id = key.sender
     where key.revoked_at is null and (key.expires_at is null or key.expires_at > now())
 """
@@ -75,7 +79,7 @@ class Snapshot:
     A row of `keys` has `id`, `hash`, `expires_at` (or None), its scope (`devices`, `types`, `parties`, `identities`),
     and of its sender `sender_id`, `sender` (the name), `role` and `device` (or None).
     A row of `fleet_keys` has `id`, `kid`, `algorithm`, `public_key` (PEM), `expires_at`, `devices`, `types`,
-    `identities`, `sender_id`, `sender` and `role`.
+    `identities`, `sender_id`, `sender` and `role`. Both have the quotas of the sender.
     """
 
     keys: list[asyncpg.Record]

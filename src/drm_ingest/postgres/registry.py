@@ -49,7 +49,9 @@ class LastKey(Exception):
 
 # -- senders and their keys -------------------------------------------------------------------------------------------
 
-_SENDER = "id, name, role, device, created_at"
+_SENDER = (
+    "id, name, role, device, created_at, events_per_s, bytes_per_s, device_events_per_s, device_bytes_per_s, burst_s"
+)
 _KEY = "id, prefix, created_at, expires_at, revoked_at, devices, types, parties, identities"
 _FLEET_KEY = "id, kid, algorithm, public_key, created_at, expires_at, revoked_at, devices, types, identities"
 _VALID = "revoked_at is null and (expires_at is null or expires_at > clock_timestamp())"
@@ -77,6 +79,16 @@ async def create_sender(db: asyncpg.Connection, name: str, role: str, device: st
     if row is None:
         raise NameTaken(await db.fetchval("select id from sender where name = $1", name))
     return row
+
+
+async def set_quota(db: asyncpg.Connection, id_: UUID, quota: Mapping[str, float | None]) -> asyncpg.Record | None:
+    """Give a sender these quotas, by their columns, in place of those it has; None where there is no such sender."""
+    return await db.fetchrow(
+        "update sender set events_per_s = $2, bytes_per_s = $3, device_events_per_s = $4, device_bytes_per_s = $5, "
+        f"burst_s = $6 where id = $1 returning {_SENDER}",
+        id_, quota["events_per_s"], quota["bytes_per_s"], quota["device_events_per_s"], quota["device_bytes_per_s"],
+        quota["burst_s"],
+    )  # fmt: skip
 
 
 async def sender(db: asyncpg.Connection, id_: UUID) -> asyncpg.Record | None:

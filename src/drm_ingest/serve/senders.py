@@ -18,6 +18,7 @@ from drm_ingest.serve.shapes import Page, PageQuery, Request, Subject, Text, Tim
 
 routes = APIRouter(prefix="/v1/senders", tags=["senders"], dependencies=[Depends(admin)])
 
+Rate = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 _ID = "01a202fd-12a9-75d6-a27e-21b5246620a3"
 
 
@@ -31,12 +32,31 @@ class NewSender(Request):
     device: Subject | None = Field(None, description="the only device it may send for, and the one it means")
 
 
+class Quota(Request):
+    """What a sender may send on average, events and bytes before compression; null: as much as it likes."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"events_per_s": 1000, "device_events_per_s": 10}]})
+
+    events_per_s: Rate | None = Field(None, description="all its keys and devices together")
+    bytes_per_s: Rate | None = Field(None, description="all its keys and devices together")
+    device_events_per_s: Rate | None = Field(None, description="each of its devices")
+    device_bytes_per_s: Rate | None = Field(None, description="each of its devices")
+    burst_s: int = Field(10, ge=1, le=3600, description="so many seconds' worth may come at once")
+
+
 class Sender(BaseModel):
     id: UUID = Field(examples=[_ID])
     name: str = Field(examples=["thermostat fleet"])
     role: str = Field(examples=["sender"])
     device: str | None = Field(examples=[None])
     created_at: Time
+    quota: Quota
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Self:
+        """Return it as it is shown."""
+        quota = Quota(**{name: row[name] for name in Quota.model_fields})
+        return cls(**{name: row[name] for name in cls.model_fields if name != "quota"}, quota=quota)
 
 
 Devices = Annotated[
@@ -148,14 +168,14 @@ async def create(body: NewSender, response: Response, db: Db) -> Sender:
         detail = f"Sender {taken.sender} has that name; make a key for it, or choose another name."
         raise Refusal("conflict", detail, sender=taken.sender) from None
     response.headers["location"] = f"/v1/senders/{row['id']}"
-    return Sender(**row)
+    return Sender.of(row)
 
 
 @routes.get("", summary="List senders", responses=documented())
 async def list_(query: Annotated[PageQuery, Query()], db: Db) -> Page[Sender]:
     after = pages.start(query, "senders", UUID)
     rows, last = pages.cut(await registry.senders(db, after, query.limit + 1), query)
-    return Page(items=[Sender(**row) for row in rows], next=last and pages.end(query, "senders", last["id"]))
+    return Page(items=[Sender.of(row) for row in rows], next=last and pages.end(query, "senders", last["id"]))
 
 
 @routes.get("/{sender}", summary="Read a sender", responses=documented("not_found"))
@@ -163,7 +183,20 @@ async def read(sender: UUID, db: Db) -> Sender:
     row = await registry.sender(db, sender)
     if row is None:
         raise _unknown(sender)
-    return Sender(**row)
+    return Sender.of(row)
+
+
+@routes.put(
+    "/{sender}/quota",
+    summary="Set the quotas of a sender",
+    description="All of them: what is left out is no quota. In force at every edge within seconds.",
+    responses=documented("not_found"),
+)
+async def set_quota(sender: UUID, body: Quota, db: Db) -> Sender:
+    row = await registry.set_quota(db, sender, body.model_dump())
+    if row is None:
+        raise _unknown(sender)
+    return Sender.of(row)
 
 
 @routes.post(

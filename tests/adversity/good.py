@@ -1,0 +1,59 @@
+"""Good clients, who send one event after the other while somebody else abuses the edge."""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from statistics import quantiles
+
+from tests.integration.edge import Edge, an_event
+
+BETWEEN_S = 0.02
+
+
+@dataclass
+class Good:
+    """What became of their requests; each has a connection of its own, and comes back if it is closed."""
+
+    edge: Edge
+    subjects: list[str] = field(default_factory=list)
+    answers: Counter[int] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+
+    @contextlib.asynccontextmanager
+    async def sending(self, clients: int = 4) -> AsyncIterator[None]:
+        """Send while the context is open; every request that was begun is finished."""
+        stop = asyncio.Event()
+        running = [asyncio.create_task(self._send(stop)) for _ in range(clients)]
+        try:
+            yield
+        finally:
+            stop.set()
+            await asyncio.gather(*running)
+
+    async def _send(self, stop: asyncio.Event) -> None:
+        async with self.edge.connect() as wire:
+            while not stop.is_set():
+                event = an_event()
+                started = time.perf_counter()
+                reply = await wire.post(event)
+                self.seconds.append(time.perf_counter() - started)
+                self.answers[reply.status] += 1
+                if reply.status == 200:
+                    self.subjects.append(event["subject"])
+                await asyncio.sleep(BETWEEN_S)
+
+    def p99_ms(self) -> float:
+        """The time that 99 of 100 requests took at most."""
+        return 1000 * quantiles(self.seconds, n=100)[98]
+
+
+async def exact(edge: Edge, *good: Good) -> None:
+    """Hold the ledger: what the good clients were told is true, and the edge's own counts add up."""
+    subjects = [subject for each in good for subject in each.subjects]
+    assert {status for each in good for status in each.answers} == {200}
+    assert await edge.stored(*subjects) == sorted(subjects)
+    received, accounted = await edge.ledger()
+    assert received == accounted

@@ -1,0 +1,171 @@
+"""Senders who are too slow, on purpose or not: each is cut in time, and nobody else notices."""
+
+import asyncio
+import contextlib
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.adversity.good import Good, exact
+from tests.integration.edge import Edge, an_event, head, request, until
+
+HEADER_S, BODY_S, IDLE_S = 2.0, 2.0, 3.0
+GRACE_S = 6.0  # the sweep is twice a second; the rest is for a busy machine
+DRIP_S = 0.2
+DEADLINES = {
+    "request_header_timeout_s": HEADER_S,
+    "request_body_timeout_s": BODY_S,
+    "connection_idle_timeout_s": IDLE_S,
+    "refused_body_discard_timeout_s": 1,
+}
+SOCKETS = [pytest.param(200, id="200"), pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+pytestmark = pytest.mark.row("slow")
+
+
+async def say_nothing(edge: Edge) -> float:
+    """Return after how many seconds we were cut."""
+    async with edge.connect() as wire:
+        started = time.monotonic()
+        await wire.closed()
+        return time.monotonic() - started
+
+
+async def drip_headers(edge: Edge) -> float:
+    return await drip(edge, "POST /v1/events HTTP/1.1\r\nHost: edge\r\n", "X-A: b\r\n")
+
+
+async def drip_headers_elsewhere(edge: Edge) -> float:
+    return await drip(edge, "GET /metrics HTTP/1.1\r\nHost: edge\r\n", "X-A: b\r\n")
+
+
+async def drip_a_body(edge: Edge) -> float:
+    return await drip(edge, head("Content-Length: 1000") + "\r\n[", " ")
+
+
+async def drip_chunks(edge: Edge) -> float:
+    return await drip(edge, head("Transfer-Encoding: chunked") + "\r\n", "1\r\n \r\n")
+
+
+async def drip(edge: Edge, first: str, drop: str) -> float:
+    """Send a little now and then; return after how many seconds we were cut, and see that it was said why."""
+    async with edge.connect() as wire:
+        started = time.monotonic()
+        await wire.send(first)
+
+        async def go_on() -> None:
+            with contextlib.suppress(ConnectionError):
+                while True:
+                    await wire.send(drop)
+                    await asyncio.sleep(DRIP_S)
+
+        dripping = asyncio.create_task(go_on())
+        try:
+            reply = await wire.reply()
+            assert (reply.status, reply.code) == (408, "request_timeout")
+            return time.monotonic() - started
+        finally:
+            dripping.cancel()
+
+
+async def read_nothing(edge: Edge) -> float:
+    """Ask for more than the socket's buffers hold, and do not read it; return after how many seconds we were cut."""
+    rejected = request([an_event(data={"state": 7}) for _ in range(500)])
+    return await without_reading(edge, rejected)
+
+
+async def read_nothing_elsewhere(edge: Edge) -> float:
+    return await without_reading(edge, b"GET /openapi.json HTTP/1.1\r\nHost: edge\r\n\r\n")
+
+
+async def without_reading(edge: Edge, asked: bytes) -> float:
+    async with edge.connect() as wire:
+        wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        started = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while True:
+                wire.writer.write(asked)
+                async with asyncio.timeout(30):
+                    await wire.writer.drain()
+                await asyncio.sleep(0.01)
+        return time.monotonic() - started
+
+
+WAYS: dict[str, tuple[Callable[[Edge], Coroutine[Any, Any, float]], float]] = {
+    "silent": (say_nothing, HEADER_S),
+    "slow headers": (drip_headers, HEADER_S),
+    "slow headers, another path": (drip_headers_elsewhere, HEADER_S),
+    "slow body": (drip_a_body, BODY_S),
+    "slow chunks": (drip_chunks, BODY_S),
+    "slow read": (read_nothing, IDLE_S),
+    "slow read, another path": (read_nothing_elsewhere, IDLE_S),
+}
+OF_EACH = 10
+
+
+@pytest.mark.parametrize("silent", SOCKETS)
+async def test_whoever_is_too_slow_is_cut_in_time_and_good_clients_do_not_notice(
+    start_edge: Callable[..., Edge], seen: Callable[[str], None], silent: int
+) -> None:
+    rounds = 4 if silent > 200 else 1
+    edge = start_edge(**DEADLINES)
+    quiet, abused = Good(edge), Good(edge)
+    latest: dict[str, float] = {}
+    for _ in range(rounds):  # in turns: a machine that is busy is so for both
+        async with quiet.sending():
+            await asyncio.sleep(4)
+        async with abused.sending():
+            tasks = [
+                (name, asyncio.create_task(way(edge)))
+                for name, (way, _) in WAYS.items()
+                for _ in range(silent if name == "silent" else OF_EACH)
+            ]
+            for name, task in tasks:
+                latest[name] = max(latest.get(name, 0), await task)
+    late = {name: took for name, took in latest.items() if took > WAYS[name][1] + GRACE_S + silent / 500}
+    # Nothing tells a client that does not read when it is cut but that it cannot send: its own buffers come first.
+    assert not {name for name in late if "read" not in name}, latest
+    assert not {name for name in late if latest[name] > 15}, latest
+    await until(lambda: only_ours(edge))
+    await exact(edge, quiet, abused)
+    seen(f"{silent} silent and {OF_EACH} of each other kind cut within {max(latest.values()):.1f} s")
+    seen(f"p99 of good clients {quiet.p99_ms():.0f} → {abused.p99_ms():.0f} ms")
+    if rounds > 1:
+        assert abused.p99_ms() <= 2 * quiet.p99_ms() + 10
+
+
+async def only_ours(edge: Edge) -> bool:
+    """Whether every connection but that of this question is gone, and nothing is held any more."""
+    samples = await edge.metrics()
+    return samples['drm_connections{transport="http"}'] <= 1 and samples["drm_request_in_flight_bytes"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("mode", ["-H", "-B", "-X"], ids=["headers", "body", "read"])
+async def test_slowhttptest_closes_no_door(
+    start_edge: Callable[..., Edge], seen: Callable[[str], None], mode: str, tmp_path: Path
+) -> None:
+    """The tool calls a service down when a probe has no answer within its time."""
+    tool = shutil.which("slowhttptest")
+    assert tool, "install slowhttptest (a Debian package)"
+    edge = start_edge(**DEADLINES)
+    url = edge.url + ("/v1/events" if mode != "-X" else "/openapi.json")
+    command = [
+        tool, mode, "-c", "500", "-r", "100", "-i", "1", "-l", "20", "-p", "5", "-t", "POST" if mode == "-B" else "GET",
+        "-u", url,
+    ]  # fmt: skip
+    good = Good(edge)
+    async with good.sending():
+        with (tmp_path / "slowhttptest.log").open("wb") as log:
+            process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=subprocess.STDOUT)
+            await asyncio.wait_for(process.wait(), 120)
+    text = (tmp_path / "slowhttptest.log").read_text(errors="replace")
+    assert "service available:" in text, text[-2000:]
+    assert good.answers[200] > 100
+    await until(lambda: only_ours(edge))
+    await exact(edge, good)
+    seen(f"slowhttptest {mode}: good p99 {good.p99_ms():.0f} ms")
