@@ -149,16 +149,16 @@ class Socket(WebSocketsSansIOProtocol):
         if self._reads_over:
             return
         self._frames_of_message = 1
+        self.frames = [event.data]  # type: ignore[list-item]  # no copy: the parser holds on to it too
         if event.fin:
-            self.frames = [event.data]  # type: ignore[list-item]
             self.send_receive_event_to_app()
-        else:
-            self.frames = [bytearray(event.data)]  # type: ignore[list-item]  # it grows: thousands of parts cost more
 
     def handle_cont(self, event: Frame) -> None:
         if self._reads_over:
             return
         self._frames_of_message += 1
+        if not isinstance(self.frames[0], bytearray):
+            self.frames = [bytearray(self.frames[0])]  # type: ignore[list-item]  # thousands of parts cost more
         self.frames[0] += event.data
         if event.fin:
             self.send_receive_event_to_app()
