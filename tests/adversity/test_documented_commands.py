@@ -4,12 +4,14 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 from tests.adversity.running import Running
 
 PAGE = Path(__file__).parents[2] / "docs/api.md"
+CREDENTIALS = Path(__file__).parents[2] / "docs/credentials.md"
 COMMANDS = re.compile(r"```sh\n(?P<commands>.*?)```(?:\n```json\n(?P<answer>.*?)```)?", re.DOTALL)
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 OF_THIS_RUN = {"created_at", "recorded_at", "received_at", "request_id", "next"}  # other ones each time
@@ -39,6 +41,30 @@ def test_the_commands_of_the_api_tour_run_as_they_stand_and_answer_what_it_says(
     assert compared == sum(block["answer"] is not None for block in blocks) >= 8
     made = json.loads(outputs[-1])
     assert made["key"].startswith("drm_")
+
+
+def test_the_commands_and_the_snippet_about_credentials_make_tokens_that_get_in(path: Running, tmp_path: Path) -> None:
+    (tmp_path / ".drm").symlink_to(path.ready_file.parent / "data")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    text = CREDENTIALS.read_text()
+    [snippet] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "make_token.py").write_text(snippet)
+    # What the page makes with the tool is made with the snippet too, and sent the same way.
+    script = "".join(f"{block['commands']}\necho '{END}'\n" for block in COMMANDS.finditer(text)) + (
+        'kid=$(ask $DRM_SERVE_URL/v1/senders/$sender/fleet-keys | sed -n \'s/.*"kid":"\\([^"]*\\)".*/\\1/p\')\n'
+        "token=$(.venv/bin/python make_token.py fleet.pem $kid meter-8)\n"
+        'curl -sS $DRM_EDGE_URL/v1/events -H "Authorization: Bearer $token" -H "content-type: application/json" '
+        '-d \'[{"type": "device.measurement", "id": "t-2", "data": {"temperature": 21.5}}]\'\n'
+    )
+    own = {name: value for name, value in os.environ.items() if not name.startswith("DRM_")}
+    done = subprocess.run(
+        ["/bin/sh"], input=script, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=90, check=True
+    )
+    _, registered, sent, scoped, by_snippet = done.stdout.split(f"{END}\n")
+    assert json.loads(registered)["algorithm"] == "EdDSA"
+    assert (json.loads(sent)["accepted"], json.loads(sent)["results"]) == (1, [])
+    assert json.loads(scoped)["scope"]["devices"] == ["meter-*", "pump-1"]
+    assert json.loads(by_snippet)["accepted"] == 1
 
 
 def differs(said: Any, answered: Any, same: dict[str, str], at: str = "") -> str | None:
