@@ -209,7 +209,7 @@ async def test_an_answer_takes_as_long_for_the_known_as_for_the_unknown(
     )  # fmt: skip
     await db.close()
     settings = Settings(authentication_failures_per_s_max=1_000_000)
-    async with following(database) as credentials:
+    async with following(database, refresh_s=4) as credentials:  # the loop is held up below, and what is read grows old
         await until(lambda: credentials.fleet_key(made.thumbprint))
         identify = Identify(settings, credentials, Metrics("edge"))
 

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import httpx
@@ -75,8 +76,9 @@ async def test_no_secret_is_written_anywhere(
     postgres = await asyncio.to_thread(private_postgres)
     broker = Broker(tmp_path / "secured")
     await asyncio.to_thread(broker.start)
-    password = f"canary-dsn-{uuid.uuid4().hex}"
-    dsn = postgres.dsn.replace("@", f":{password}@", 1)
+    dsn = postgres.dsn
+    password = urlsplit(dsn).password
+    assert password
     settings = make_settings(broker, dsn).model_copy(
         update={
             "kafka_bootstrap": broker.secured,
