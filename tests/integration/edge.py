@@ -25,11 +25,7 @@ from drm_ingest.postgres.credentials import ensure_key
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 
-<<<<<<< HEAD
-START_WITHIN_S = 60.0
-=======
 START_WITHIN_S = 90.0
->>>>>>> 219c663 (Let edges of tests start on a busy machine; plant the password that Postgres asks for)
 KEY = "the-key-of-the-tests"
 _HEAD = "POST /v1/events HTTP/1.1\r\nHost: edge\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
 
