@@ -13,6 +13,7 @@ import asyncpg
 import httpx
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from pydantic import SecretStr
 from tests.adversity.parts import Parts
 from tests.conftest import make_settings
@@ -34,7 +35,11 @@ async def everything_in_kafka(settings: Settings, plain: str) -> bytes:
     found = []
     try:
         topics = [topic for topic in await consumer.topics() if topic.startswith(settings.topic_prefix)]
-        parts = [TopicPartition(topic, part) for topic in topics for part in consumer.partitions_for_topic(topic) or ()]
+        admin = AIOKafkaAdminClient(bootstrap_servers=plain)
+        await admin.start()
+        described = await admin.describe_topics(topics)
+        await admin.close()
+        parts = [TopicPartition(one["topic"], part["partition"]) for one in described for part in one["partitions"]]
         consumer.assign(parts)
         ends = await consumer.end_offsets(parts)
         await consumer.seek_to_beginning(*parts)
