@@ -74,6 +74,7 @@ class Broker(SecuredBroker):
 
 
 @pytest.mark.row("forged")
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_no_secret_is_written_anywhere(
     private_postgres: Callable[[], Any], tmp_path: Path, seen: Callable[[str], None]
@@ -171,7 +172,14 @@ async def _post_and_ask(parts: Parts, secrets: dict[str, str]) -> list[bytes]:
             basic = base64.b64encode(f"{credential}:".encode()).decode()
             for authorization in (f"Bearer {credential}", f"Basic {basic}", f"Token {credential}"):
                 headers = {"authorization": authorization}
-                event = [{"id": uuid.uuid4().hex, "type": "device.status", "subject": "meter-7", "data": {}}]
+                event = [
+                    {
+                        "id": uuid.uuid4().hex,
+                        "type": "device.measurement",
+                        "subject": "meter-7",
+                        "data": {"temperature": 1},
+                    }
+                ]
                 answers += [
                     await client.post(parts.url("edge") + "/v1/events", json=event, headers=headers),
                     await client.post(parts.url("edge") + "/v1/events", json=["nonsense"], headers=headers),
