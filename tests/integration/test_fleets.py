@@ -66,6 +66,18 @@ async def test_a_fleets_key_is_registered_shown_and_revoked(admin: httpx.AsyncCl
     assert (taken.status_code, taken.json()["code"]) == (409, "conflict")
 
 
+async def test_revoking_all_keys_of_a_sender_revokes_those_of_its_fleets(admin: httpx.AsyncClient) -> None:
+    sender, other = await make_sender(admin), await make_sender(admin)
+    await admin.post(f"/v1/senders/{sender}/keys")
+    for owner in (sender, sender, other):
+        await register(admin, owner, new_private_key())
+    for revoked in (3, 0):
+        assert (await admin.delete(f"/v1/senders/{sender}/keys")).json() == {"revoked": revoked}
+    for owner, gone in ((sender, True), (other, False)):
+        listed = (await admin.get(f"/v1/senders/{owner}/fleet-keys")).json()["items"]
+        assert {item["revoked_at"] is not None for item in listed} == {gone}
+
+
 async def test_a_private_key_is_refused_and_not_repeated(admin: httpx.AsyncClient) -> None:
     sender = await make_sender(admin)
     for sent in (private_pem(new_private_key()).decode(), {"kty": "OKP", "crv": "Ed25519", "x": "AA", "d": "SECRETd"}):

@@ -139,6 +139,22 @@ async def test_a_revoked_key_is_refused_with_the_next_request(admin: httpx.Async
     assert [key["revoked_at"] is not None for key in listed] == [True, True, True]
 
 
+async def test_whoever_guesses_keys_is_refused_unlooked_at_and_keys_in_use_go_on(
+    admin: httpx.AsyncClient, ask: Ask
+) -> None:
+    sender = (await admin.post("/v1/senders", json={"name": "reader of records", "role": "reader"})).json()["id"]
+    used, unused = [(await admin.post(f"/v1/senders/{sender}/keys")).json()["key"] for _ in range(2)]
+    in_use = await ask(key=used)
+    assert (await in_use.get("/v1/parties")).status_code == 200
+    guess = await ask(key=f"drm_{'x' * 43}")
+    while (answer := await guess.get("/v1/parties")).status_code == 401:
+        pass
+    assert refused(answer, 429, "rate_limited")["limit"] == 10
+    assert int(answer.headers["retry-after"]) >= 1
+    assert (await (await ask(key=unused)).get("/v1/parties")).status_code == 429
+    assert (await in_use.get("/v1/parties")).status_code == 200
+
+
 async def test_an_expired_key_is_refused(admin: httpx.AsyncClient, db: asyncpg.Connection, ask: Ask) -> None:
     sender = (await admin.post("/v1/senders", json={"name": "visitor", "role": "reader"})).json()["id"]
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).isoformat()

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from tests.tokens import Private, claims, new_private_key, private_pem, public, raw_token, segment, token
 
 from drm_ingest import public_key
-from drm_ingest.edge.guesses import ADDRESSES_MAX, Guesses
 from drm_ingest.edge.token import Claims, FleetKey, Verify
 from drm_ingest.errors import Refusal
+from drm_ingest.guesses import ADDRESSES_MAX, Guesses
 from drm_ingest.settings import Settings
 
 SETTINGS = Settings(token_lifetime_max_s=3600, token_leeway_s=30)

@@ -5,9 +5,9 @@ from time import monotonic, time
 from typing import Literal, cast
 
 from drm_ingest.edge.credentials import Credential, Credentials, secret_in
-from drm_ingest.edge.guesses import Guesses
 from drm_ingest.edge.token import FleetKey, Verify
 from drm_ingest.errors import Refusal
+from drm_ingest.guesses import Guesses
 from drm_ingest.metrics import Metrics
 from drm_ingest.settings import Settings
 

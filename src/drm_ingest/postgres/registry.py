@@ -139,7 +139,9 @@ async def keys(db: asyncpg.Connection, sender: UUID, after: UUID | None, limit: 
 
 
 async def revoke_keys(db: asyncpg.Connection, sender: UUID, key: UUID | None) -> int | None:
-    """Revoke one key of a sender, or all; return how many were in force until now; None: no such sender or key.
+    """Revoke one key of a sender, or all it has, those of its fleets too.
+
+    Returns how many were in force until now; None: there is no such sender or key.
 
     Raises:
         LastKey: no administrator would be left with a key; nothing was revoked.
@@ -163,6 +165,11 @@ async def revoke_keys(db: asyncpg.Connection, sender: UUID, key: UUID | None) ->
             f"where role = 'admin' and {_VALID})"
         ):
             raise LastKey
+        if key is None:
+            revoked += await db.fetch(
+                f"update fleet_key set revoked_at = clock_timestamp() where sender = $1 and {_VALID} returning id",
+                sender,
+            )
         return len(revoked)
 
 

@@ -11,7 +11,7 @@ _NOTIFY = "select pg_notify('drm_quotas', told) from unnest($1::text[]) told"
 
 
 class Told:
-    """A channel between all edges on one database and topic prefix."""
+    """A channel between all edges on one database."""
 
     def __init__(self, settings: Settings, hear: Callable[[str], None]) -> None:
         """`hear` gets each payload, our own too; nothing is opened before `tell`."""
@@ -29,9 +29,7 @@ class Told:
             if self._connection is None or self._connection.is_closed():
                 self._connection = await connect(self._settings, "drm edge quotas")
                 await self._connection.add_listener("drm_quotas", self._heard)
-            await self._connection.execute(
-                "select pg_notify('drm_quotas', told) from unnest($1::text[]) told", payloads
-            )
+            await self._connection.execute(_NOTIFY, payloads)
         except BaseException:
             self.close()
             raise

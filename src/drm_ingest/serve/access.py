@@ -3,8 +3,10 @@
 Every request is looked up in Postgres anew, so a revoked key is refused at once.
 """
 
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import monotonic
 from typing import Annotated
 from uuid import UUID
 
@@ -13,13 +15,15 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBasic, HTTPBasicCredentials, HTTPBearer
 
 from drm_ingest.errors import Refusal
+from drm_ingest.guesses import Guesses
 from drm_ingest.postgres import registry
-from drm_ingest.postgres.credentials import KEY_PREFIX
+from drm_ingest.postgres.credentials import KEY_PREFIX, key_hash
 from drm_ingest.postgres.pool import Pool
 from drm_ingest.serve.problems import store_failures_refused
 from drm_ingest.settings import Settings
 
 KEY_CHARACTERS_MAX = 200
+_GOOD_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,9 @@ class Store:
 
     pool: Pool
     settings: Settings
+    guesses: Guesses
+    good: OrderedDict[bytes, None] = field(default_factory=OrderedDict)
+    """Hashes of keys that were in force when they were last asked for: these are looked up whatever others guess."""
 
 
 def _store(request: Request) -> Store:
@@ -64,18 +71,27 @@ async def caller(
     """Return whose key was sent.
 
     Raises:
-        Refusal: unauthenticated.
+        Refusal: unauthenticated, rate_limited.
     """
     key = bearer.credentials if bearer else basic.username if basic else ""
     if not key:
         raise Refusal("unauthenticated", "Send a key: Authorization: Bearer <key>, or Basic with it as user name.")
-    row = None
+    row, hash_ = None, key_hash(key) if key.isascii() else b""
+    address, now = request.client.host if request.client else None, monotonic()
+    if hash_ not in store.good:
+        store.guesses.refuse_if_spent(address, now)
     # What cannot be a key is not worth a question to Postgres.
     if key.startswith(KEY_PREFIX) and len(key) <= KEY_CHARACTERS_MAX and key.isascii():
         with store_failures_refused(store.settings.retry_after_s):
             row = await registry.sender_of_key(store.pool, key)
     if row is None:
+        store.guesses.failed(address, now)
+        store.good.pop(hash_, None)
         raise Refusal("unauthenticated", "This key is unknown, revoked or expired; ask an administrator for a new one.")
+    store.good[hash_] = None
+    store.good.move_to_end(hash_)
+    if len(store.good) > _GOOD_MAX:
+        store.good.popitem(last=False)
     request.state.sender = row["name"]
     return Caller(*(row[name] for name in ("id", "name", "role", "device", "devices", "parties")))
 

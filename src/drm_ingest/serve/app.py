@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from drm_ingest import health, logs
+from drm_ingest.guesses import Guesses
 from drm_ingest.metrics import Metrics
 from drm_ingest.postgres.migrate import BadMigrations, pending
 from drm_ingest.postgres.pool import PASSING, Pool, open_pool
@@ -68,7 +69,7 @@ def build(settings: Settings, metrics: Metrics) -> FastAPI:
             open_pool(settings, "drm serve", server_settings=PLANNER) as pool,
             contextlib.nullcontext() if apart is None else health.serve(settings.serve_host, apart, metrics, ready),
         ):
-            app.state.store = Store(pool, settings)
+            app.state.store = Store(pool, settings, Guesses(settings))
             watching = asyncio.create_task(readiness.watch(pool), name="readiness")
             try:
                 yield

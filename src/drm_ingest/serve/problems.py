@@ -44,7 +44,7 @@ class ProblemDocument(BaseModel):
 
 _ANY_ROUTE = (
     "malformed_json", "unauthenticated", "forbidden", "request_timeout", "body_too_large", "unsupported_media_type",
-    "invalid_parameters", "store_unavailable",
+    "invalid_parameters", "rate_limited", "store_unavailable",
 )  # fmt: skip
 
 

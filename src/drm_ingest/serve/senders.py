@@ -18,7 +18,7 @@ from drm_ingest.serve.shapes import Page, PageQuery, Request, Subject, Text, Tim
 
 routes = APIRouter(prefix="/v1/senders", tags=["senders"], dependencies=[Depends(admin)])
 
-Rate = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=1e-6, le=1e12, allow_inf_nan=False)]
 _ID = "01a202fd-12a9-75d6-a27e-21b5246620a3"
 
 
@@ -239,7 +239,7 @@ async def revoke_key(sender: UUID, key: UUID, db: Db) -> Revoked:
 
 @routes.delete(
     "/{sender}/keys",
-    summary="Revoke all keys of a sender",
+    summary="Revoke all keys of a sender, and the public keys of its fleets with every token they signed",
     responses=documented("not_found", "conflict"),
 )
 async def revoke_keys(sender: UUID, db: Db) -> Revoked:
