@@ -16,7 +16,6 @@ import orjson
 from drm_ingest.edge.admit import Admit, Admitted
 from drm_ingest.edge.credentials import Credential
 from drm_ingest.event import Receipt
-from drm_ingest.metrics import Metrics
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 
@@ -44,7 +43,7 @@ def main() -> None:
     arguments.add_argument("--profile", action="store_true", help="tell where the time of a batch goes")
     profiled = arguments.parse_args().profile
 
-    admit = Admit(Settings(), Schemas.load(), Metrics("edge"))
+    admit = Admit(Settings(), Schemas.load())
     sender = Credential("k", "loadtest", "sender", None)
     receipt = Receipt(datetime.now(UTC), "request-1", "loadtest", user_agent="loadtests/1.0")
 

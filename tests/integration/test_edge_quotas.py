@@ -58,11 +58,27 @@ async def test_a_sender_beyond_its_quota_is_told_which_and_when_and_nothing_is_s
     assert received == accounted
 
 
+async def counted_codes(edge: Edge) -> dict[str, float]:
+    return {name: value for name, value in (await edge.metrics()).items() if name.startswith("drm_event_codes_total")}
+
+
+async def test_codes_are_counted_with_the_events_they_are_about(start_edge: Callable[..., Edge]) -> None:
+    edge = start_edge()
+    await edge.post([an_event(type="acme.unknown"), an_event(type=None), an_event(type=None)])
+    counted = {name: value for name, value in (await counted_codes(edge)).items() if value}
+    assert counted == {
+        'drm_event_codes_total{code="unclassified_type"}': 1,
+        'drm_event_codes_total{code="attribute_missing"}': 2,
+    }
+
+
 async def test_a_device_beyond_its_quota_stops_no_other_device_of_its_sender(start_edge: Callable[..., Edge]) -> None:
     edge = start_edge()
     await set_quota(edge, device_events_per_s=1, device_bytes_per_s=100_000)
     refusal = await spend_all(edge, subject="noisy")
     assert (refusal["quota"], refusal["subject"]) == ("device-events", "noisy")
+    assert (await edge.post(an_event(subject="noisy", type="acme.unknown"))).status_code == 429
+    assert not any((await counted_codes(edge)).values())  # so it was no event of an unknown type either
     assert (await edge.post(an_event())).status_code == 200
     large = an_event(type="acme.large", data="x" * 250_000)
     assert (await edge.post(large)).status_code == 200

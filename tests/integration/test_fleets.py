@@ -1,6 +1,7 @@
 """Credentials from their registration to the edge: tokens of devices, scopes, rotation, expiry, revocation."""
 
 import asyncio
+import gzip
 import json
 import time
 import uuid
@@ -12,7 +13,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from tests.integration.conftest import Ask
-from tests.integration.edge import Edge
+from tests.integration.edge import Edge, request
 from tests.integration.test_credentials import following, make_key, until
 from tests.tokens import Private, new_private_key, private_pem, public, token
 from websockets.asyncio.client import connect
@@ -256,6 +257,28 @@ async def test_a_token_is_verified_once_and_remembered(edge: Edge, registry: Adm
     for _ in range(5):
         assert (await edge.post([an_event()], key=credential)).status_code == 200
     assert (await edge.metrics())[name] == before
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+async def test_a_body_that_is_whole_only_after_its_key_was_revoked_is_refused(
+    edge: Edge, registry: Admin, compressed: bool
+) -> None:
+    sender, key, device, sentinel = await make_sender(registry), new_private_key(), uuid.uuid4().hex, uuid.uuid4().hex
+    await register(registry, sender, key)
+    credential = token(key, device)
+    await answers(edge, credential, 422, {"type": "device.measurement"})  # known, and nothing is stored
+    body = json.dumps([an_event()]).encode()
+    late = request(gzip.compress(body), "Content-Encoding: gzip", key=credential)
+    late = late if compressed else request(body, key=credential)
+    async with edge.connect() as wire:
+        await wire.send(late[:-10])
+        assert (await registry.delete(f"/v1/senders/{sender}/keys")).json() == {"revoked": 1}
+        await answers(edge, credential, 401, {"type": "device.measurement"}, OBEYED_WITHIN_S)
+        await wire.send(late[-10:])
+        reply = await wire.reply()
+    assert (reply.status, reply.code) == (401, "unauthenticated")
+    assert (await edge.post([an_event(sentinel)])).status_code == 200
+    assert await edge.stored(device, sentinel) == [sentinel]
 
 
 @pytest.mark.parametrize("by_hello", [False, True])

@@ -13,7 +13,6 @@ from drm_ingest.edge.admit import Admit, Admitted
 from drm_ingest.edge.credentials import Credential
 from drm_ingest.errors import Refusal
 from drm_ingest.event import Assigned, Receipt
-from drm_ingest.metrics import Metrics
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 
@@ -41,7 +40,7 @@ def schemas() -> Schemas:
 
 
 def admit(**settings: Any) -> Admit:
-    return Admit(Settings(**settings), schemas(), Metrics("edge"))
+    return Admit(Settings(**settings), schemas())
 
 
 def event(**changes: object) -> bytes:

@@ -20,14 +20,10 @@ from tests.unit.admitting import (
     raw_event,
     refusal,
     rejected,
-    schemas,
     send,
 )
 
-from drm_ingest.edge.admit import Admit
-from drm_ingest.errors import EventCode, Refusal
-from drm_ingest.metrics import Metrics
-from drm_ingest.settings import Settings
+from drm_ingest.errors import Refusal
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -280,23 +276,6 @@ def test_where_all_is_refused_the_answer_is_a_problem_with_the_results() -> None
     answer = orjson.loads(admitted.answer("r"))
     assert (answer["status"], answer["code"], answer["accepted"]) == (422, "all_rejected", 0)
     assert [result["index"] for result in answer["results"]] == [0, 1]
-
-
-def test_codes_are_counted() -> None:
-    metrics = Metrics("edge")
-    admitting = Admit(Settings(), schemas(), metrics)
-    admitting.events([event(time=ABSENT), event(type="acme.x"), b"1", b"2"], SENDER, RECEIPT)
-    admitting.body(
-        content_type=b"", content_encoding=b"", ce_headers={"data": "1"}, body=b"", credential=SENDER, receipt=RECEIPT
-    )
-
-    def count(code: EventCode) -> float | None:
-        return metrics.registry.get_sample_value("drm_event_codes_total", {"code": code})
-
-    assert count(EventCode.TIME_ASSUMED) == 1
-    assert count(EventCode.UNCLASSIFIED_TYPE) == 1
-    assert count(EventCode.NOT_AN_OBJECT) == 2
-    assert count(EventCode.ATTRIBUTE_INVALID) == 1
 
 
 @pytest.mark.parametrize(("compress", "name"), [(gzip.compress, "gzip"), (zstd.compress, "zstd")])

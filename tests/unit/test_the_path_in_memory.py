@@ -84,9 +84,7 @@ def test_what_one_stage_takes_the_next_can_read(
 ) -> None:
     receipt = Receipt(RECEIVED, "r", "fleet", clock_offset_ms=clock_offset_ms, user_agent="okhttp/4.9.0")
     bodies = [json.dumps(event, ensure_ascii=ascii_, indent=indent).encode() for event, ascii_, indent in made]
-    admitted = Admit(SETTINGS, SCHEMAS, Metrics("edge")).events(
-        bodies, Credential("k", "fleet", "sender", device), receipt
-    )
+    admitted = Admit(SETTINGS, SCHEMAS).events(bodies, Credential("k", "fleet", "sender", device), receipt)
 
     ids = {result.index: result.id for result in admitted.results}
     refused = {result.index for result in admitted.results if result.status == "rejected"}
@@ -121,7 +119,7 @@ def test_of_an_attribute_given_twice_every_stage_takes_the_last(
     first = b"".join(b'"%b":%b,' % (name, value) for name, value in before).replace(*renamed)
     last = b",".join(b'"%b":%b' % item for item in TWICE.items())
     receipt = Receipt(RECEIVED, "r", "fleet")
-    admitted = Admit(SETTINGS, SCHEMAS, Metrics("edge")).events(
+    admitted = Admit(SETTINGS, SCHEMAS).events(
         [b"{" + first + last + b"}"], Credential("k", "fleet", "sender", None), receipt
     )
     for record in admitted.records:

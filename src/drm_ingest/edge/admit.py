@@ -3,7 +3,6 @@
 media type → decompress → split into events, or make one of headers and body → judge each
 """
 
-from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,9 +15,8 @@ from drm_ingest.edge.decompress import COMPRESSED, decompress, decompressing, un
 from drm_ingest.edge.judge import Judge, Record, Request, Result, rejection
 from drm_ingest.edge.scope import OutOfScope
 from drm_ingest.edge.split import WHITE, Media, media_of, refuse_too_many, split
-from drm_ingest.errors import EventCode, Refusal, Rejected
+from drm_ingest.errors import Refusal, Rejected
 from drm_ingest.event import HEADER_CONTENT_HASH, HEADER_RECEIPT, Receipt
-from drm_ingest.metrics import Metrics
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 
@@ -80,16 +78,12 @@ class Admitted:
 
 
 class Admit:
-    """The rules of the edge.
+    """The rules of the edge. It counts nothing: a quota may yet refuse all of it."""
 
-    Counts the codes in the results; whoever writes the records counts the events, received and by outcome.
-    """
-
-    def __init__(self, settings: Settings, schemas: Schemas, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, schemas: Schemas) -> None:
         """One a process."""
         self._settings = settings
         self._judge = Judge(settings, schemas)
-        self._codes = {code: metrics.codes.labels(code) for code in EventCode}
 
     def body(
         self,
@@ -174,7 +168,7 @@ class Admit:
                 self._judge_some(values, start, end, request, admitted)
                 start, cost = end, 0
                 yield
-        return self._counted(admitted)
+        return admitted
 
     def events(self, events: Sequence[bytes | Raw | memoryview], credential: Credential, receipt: Receipt) -> Admitted:
         """Admit events that arrived one by one or were cut apart already.
@@ -194,7 +188,7 @@ class Admit:
             self._judge.refuse_too_large(body)
             value = structured(headers, content_type, body)
         except Rejected as rejected:
-            return self._counted(Admitted(1, results=[rejection(0, rejected)], body_bytes=len(body)))
+            return Admitted(1, results=[rejection(0, rejected)], body_bytes=len(body))
         return self._admit([value], value, credential, receipt)
 
     def _admit(self, values: list[bytes], body: bytes, credential: Credential, receipt: Receipt) -> Admitted:
@@ -202,7 +196,7 @@ class Admit:
         request = self._judge.request(credential, receipt, body)
         admitted = Admitted(len(values), results=request.results, body_bytes=len(body))
         self._judge_some(values, 0, len(values), request, admitted)
-        return self._counted(admitted)
+        return admitted
 
     def _judge_some(self, values: list[bytes], start: int, end: int, request: Request, admitted: Admitted) -> None:
         """Judge some of the events."""
@@ -225,12 +219,6 @@ class Admit:
                 record_bytes += len(name) + len(header)
         admitted.record_bytes += record_bytes
         admitted.accepted = len(records)
-
-    def _counted(self, admitted: Admitted) -> Admitted:
-        if admitted.results:
-            for code, count in Counter([result.code for result in admitted.results]).items():
-                self._codes[code].inc(count)
-        return admitted
 
 
 def _media_of(content_type: bytes, ce_headers: Mapping[str, str] | None, credential: Credential) -> Media:

@@ -64,7 +64,7 @@ async def serve(settings: Settings, bound: socket.socket, memory: Memory, siblin
     machine, first = siblings.who if siblings else (token_hex(8), True)
     spread = Spread(settings, quotas, machine, first=first)
     writer = Writer(settings, metrics)
-    admit = Admit(settings, schemas, metrics)
+    admit = Admit(settings, schemas)
     ingress = Topics.of(settings).ingress
     tell = Tell(settings, credentials)
 

@@ -66,6 +66,7 @@ class Credentials:
         self._by_hash: dict[bytes, Credential] = {}
         self._by_header: dict[bytes, Credential] = {}
         self._fleet_keys: dict[str, FleetKey] = {}
+        self._ids: frozenset[str] = frozenset()
         self._fleet_rows: dict[str, asyncpg.Record] = {}
         self._gone: OrderedDict[bytes | str, None] = OrderedDict()
         self._tokens: OrderedDict[bytes, tuple[Credential, FleetKey]] = OrderedDict()
@@ -109,6 +110,10 @@ class Credentials:
         if found is None:
             found = self._look_up(authorization)
         return found if found is not None and found.expires_at > time() else None
+
+    def in_force(self, credential: Credential) -> bool:
+        """Whether somebody who was found may still send."""
+        return credential.id in self._ids and credential.expires_at > time()
 
     def fleet_key(self, kid: str) -> FleetKey | None:
         """Return the public key of that name, if it is in force."""
@@ -188,6 +193,7 @@ class Credentials:
             if len(self._gone) > _GONE_MAX:
                 self._gone.popitem(last=False)
         self._by_hash, self._by_header, self._fleet_keys = by_hash, {}, fleet_keys
+        self._ids = frozenset([each.id for each in by_hash.values()] + [str(each.id) for each in fleet_keys.values()])
 
     async def _fleets(self, rows: Sequence[asyncpg.Record]) -> dict[str, FleetKey]:
         """Return the keys by `kid`; one that did not change is the same object, and its tokens stay remembered."""

@@ -13,6 +13,7 @@ from drm_ingest.settings import Settings
 
 HOW_TO_SEND_A_KEY = "Authorization: Bearer <key or token>, or Basic with it as user name"
 _UNKNOWN = f"The key is unknown, revoked or expired, or not sent as {HOW_TO_SEND_A_KEY}."
+_ENDED = "The key or token was revoked, or expired, before the request had arrived; nothing of it was kept."
 _TOKEN_PARTS = 3
 
 
@@ -56,6 +57,15 @@ class Identify:
             Refusal: unauthenticated, token_expired, clock_skew, not_ready.
         """
         return self.credentials.find(authorization) or self._verified(authorization, None)
+
+    def refuse_if_ended(self, credential: Credential) -> None:
+        """Refuse what arrived, or waited, for so long that its credential is not in force any more.
+
+        Raises:
+            Refusal: unauthenticated.
+        """
+        if not self.credentials.in_force(credential):
+            raise Refusal("unauthenticated", _ENDED)
 
     def not_ready(self) -> Refusal:
         """Return a 503 for a credential that cannot be judged yet: a 401 would make a sender give up."""

@@ -168,6 +168,7 @@ class Take:
             self._turns.add(self._body_in_slices(request, request_id, started, reply))
             return True
         try:
+            self.identify.refuse_if_ended(credential)
             admitted = self._admit.body(**request)
             if credential.quota is not None:
                 self._spend(credential.quota, admitted)
@@ -181,24 +182,25 @@ class Take:
 
     def _body_in_slices(self, request: "_Request", request_id: str, started: float, reply: Reply) -> Work:
         """Take the events of a body that is long, or may be."""
-        body_bytes, quota = len(request["body"]), request["credential"].quota
+        body_bytes, credential = len(request["body"]), request["credential"]
         work = self._admit.in_slices(**request)
         request.clear()  # type: ignore[attr-defined]  # a decompressed body and a compressed one are enough
-        return self._in_slices(work, body_bytes, quota, request_id, started, reply)
+        return self._in_slices(work, body_bytes, credential, request_id, started, reply)
 
     def _in_slices(
         self,
         work: Generator[None, None, Admitted],
         held_bytes: int,
-        quota: Quota | None,
+        credential: Credential,
         request_id: str,
         started: float,
         reply: Reply,
     ) -> Work:
         try:
+            self._refuse_if_too_late(credential, started)
             admitted = yield from work
-            if quota is not None:
-                self._spend(quota, admitted)
+            if credential.quota is not None:
+                self._spend(credential.quota, admitted)
         except Refusal as refusal:
             reply(self.refuse(refusal, request_id))
         except Exception as error:  # the sender gets an answer, whatever is broken here
@@ -231,7 +233,7 @@ class Take:
             if message_bytes > SLICE_BYTES:
                 work = self._admit.events_in_slices(events, credential, receipt)
                 self.limits.body_bytes += message_bytes
-                self._turns.add(self._in_slices(work, message_bytes, quota, request_id, started, reply))
+                self._turns.add(self._in_slices(work, message_bytes, credential, request_id, started, reply))
                 return True
             admitted = self._admit.events(events, credential, receipt)
             if quota is not None:
@@ -243,6 +245,18 @@ class Take:
         else:
             self._write(admitted, request_id, started, reply)
         return False
+
+    def _refuse_if_too_late(self, credential: Credential, started: float) -> None:
+        """Refuse a body whose turn has come, before it costs anything, for what has changed while it waited.
+
+        Raises:
+            Refusal: unauthenticated, rate_limited, overloaded.
+        """
+        self.identify.refuse_if_ended(credential)
+        if credential.quota is not None:
+            self._quotas.refuse_if_spent(credential)
+        if perf_counter() - started > self.settings.produce_deadline_s:
+            raise self.overloaded("Too many long bodies came before this one")
 
     def _spend(self, quota: Quota, admitted: Admitted) -> None:
         if self.write.writer.room_for(admitted.record_bytes):  # else it is answered 503, and costs nothing

@@ -1,5 +1,6 @@
 """Write what was admitted to Kafka, and answer by what Kafka said: one request at a time in each `Writing`."""
 
+from collections import Counter
 from collections.abc import Callable
 from time import perf_counter
 
@@ -7,7 +8,7 @@ import structlog
 
 from drm_ingest.edge.admit import Admitted
 from drm_ingest.edge.answer import Answer
-from drm_ingest.errors import PROBLEMS, Refusal
+from drm_ingest.errors import PROBLEMS, EventCode, Refusal
 from drm_ingest.kafka.writer import Delivery, RefusedForGood, Writer
 from drm_ingest.metrics import Metrics
 from drm_ingest.outcome import Outcome
@@ -41,6 +42,7 @@ class Write:
         self._unknown = metrics.outcomes.labels(Outcome.UNKNOWN)
         statuses = {200} | {problem.status for problem in PROBLEMS.values()}
         self._requests = {status: metrics.requests.labels(transport, str(status)) for status in statuses}
+        self._codes = {code: metrics.codes.labels(code) for code in EventCode}
         self._refusals = {code: metrics.refusals.labels(code) for code in PROBLEMS}
 
     def write(self, admitted: Admitted, request_id: str, started: float, reply: Reply) -> None:
@@ -54,6 +56,9 @@ class Write:
         if rejected := admitted.received - len(records):
             self._rejected.inc(rejected)
         self._request_events.observe(admitted.received)
+        if admitted.results:
+            for code, count in Counter([result.code for result in admitted.results]).items():
+                self._codes[code].inc(count)
         writing = _Writing(self, admitted, request_id, started, reply)
         if records and not self.writer.room_for(admitted.record_bytes):
             self.settle(len(records), started, known=False)
