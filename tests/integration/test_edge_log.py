@@ -94,6 +94,17 @@ async def test_what_was_refused_over_a_websocket_is_in_the_log(start_edge: Calla
     assert (end["close_code"], end["sender"]) == (1003, "tests")
 
 
+async def test_nonsense_is_a_few_lines_however_much_comes(start_edge: Callable[..., Edge]) -> None:
+    edge = start_edge(log_refusals_per_s_max=5)
+    for _ in range(40):
+        async with edge.connect() as wire:
+            await wire.send(b"NONSENSE / HTTP/9.9\r\n\r\n")
+            assert (await wire.reply()).status == 400
+    await until(lambda: has_line(edge, "lines about refusals were left out"))
+    assert 1 <= len(lines(edge, "a request was refused")) <= 10
+    assert len(edge.log.read_text().splitlines()) < 25
+
+
 async def test_what_is_accepted_is_not_logged(start_edge: Callable[..., Edge]) -> None:
     edge = start_edge()
     for _ in range(5):

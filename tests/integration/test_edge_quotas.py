@@ -8,9 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import asyncpg
-from tests.integration.edge import KEY, Edge, an_event, until
+import pytest
+from tests.integration.edge import KEY, Edge, an_event, request, until
 from tests.integration.sockets import a_socket, tell, told
 
+from drm_ingest.edge.replies import INSISTENT_PAUSE_S
 from drm_ingest.postgres.credentials import ensure_key
 from drm_ingest.up.ports import free_port
 
@@ -84,6 +86,29 @@ async def test_a_device_beyond_its_quota_stops_no_other_device_of_its_sender(sta
     assert (await edge.post(large)).status_code == 200
     refusal = (await edge.post(an_event(subject=large["subject"]))).json()
     assert (refusal["quota"], refusal["limit"]) == ("device-bytes", 100_000)
+
+
+@pytest.mark.parametrize("in_two_parts", [False, True])
+async def test_whoever_sends_on_after_a_429_waits_for_each_further_one(
+    start_edge: Callable[..., Edge], in_two_parts: bool
+) -> None:
+    edge = start_edge()
+    await set_quota(edge, events_per_s=0.01)
+    await spend_all(edge)
+    sent = request(an_event())
+    async with edge.connect() as wire:
+        started = time.monotonic()
+        for parts in (1, 2, 3, 4):
+            await wire.send(sent[: -10 if in_two_parts else None])
+            await asyncio.sleep(0.01)
+            await wire.send(sent[-10:] if in_two_parts else b"")
+            assert (await wire.reply()).status == 429
+            took = time.monotonic() - started
+            assert took >= (parts - 1) * INSISTENT_PAUSE_S
+        await wire.send(sent * 4)
+        pipelined = time.monotonic()
+        assert {(await wire.reply()).status for _ in range(4)} == {429}
+        assert time.monotonic() - pipelined >= 4 * INSISTENT_PAUSE_S
 
 
 async def test_a_quota_that_is_taken_away_limits_no_more(start_edge: Callable[..., Edge]) -> None:

@@ -8,6 +8,8 @@ from drm_ingest.edge.request import Request
 from drm_ingest.edge.take import Take
 from drm_ingest.errors import Refusal
 
+_READ_OVER_BYTES = 64 * 1024
+
 
 class Arrival(Request):
     """The request that is being read, with what was decided about it so far."""
@@ -68,6 +70,15 @@ class Arrival(Request):
         if self.refusal is None:
             self._take.limits.body_bytes += self.body_bytes - self._counted_bytes
             self._counted_bytes = self.body_bytes
+
+    @property
+    def reads_over(self) -> bool:
+        """Whether the rest of a refused body is so short that the connection is better kept than closed.
+
+        One that ignores its 429s would only open the next, past the pause that its answers take.
+        """
+        limited = self.refusal is not None and self.refusal.problem.code == "rate_limited"
+        return limited and 0 < self.left <= _READ_OVER_BYTES and not self.expects_continue
 
     def finish(self, exchange: Exchange) -> None:
         """The request is complete: take it; `exchange` gets its answer. Then this is the next request."""

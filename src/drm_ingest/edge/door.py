@@ -183,7 +183,7 @@ class Door(asyncio.Protocol):
             request.wait()
             if request.refusal is None:
                 self._say_continue()
-            else:
+            elif not request.reads_over:
                 self._refuse_for_good(request.refusal)
 
     def _begin(self, data: bytes, at: int) -> bool:

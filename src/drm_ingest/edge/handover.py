@@ -1,6 +1,7 @@
 """Connections that the door handed over: uvicorn's own protocol, with the deadlines and limits that it lacks."""
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.config import Config
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
 
 
+QUIET = "uvicorn.error.quiet"
+"""A logger whose errors go where those of uvicorn go, and whose warnings go nowhere."""
+
+
 class HandedOver(HttpToolsProtocol):
     """One connection, served by FastAPI until it closes or becomes a WebSocket."""
 
@@ -29,6 +34,8 @@ class HandedOver(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        # uvicorn warns of each request that is no HTTP, however many come; `tell` has a line for those, and a limit.
+        self.logger = logging.getLogger(QUIET)
         self._take = take
         self._limits, self._settings = take.limits, take.settings
         self._since: float | None = None

@@ -10,13 +10,17 @@ from drm_ingest.edge.answer import Answer, encode
 from drm_ingest.edge.limits import Limits
 from drm_ingest.edge.tell import Tell
 
+TOO_MANY = 429
+INSISTENT_PAUSE_S = 0.1
+"""How long the second 429 in a row waits, and each after it: the sender meanwhile, and nobody else. A proxy gives a
+connection that waits for an answer to no other sender, so those behind the same one are not held up."""
 _CLOSE = b"connection: close\r\n"
 
 
 class Exchange:
     """A request that was read, and its answer once there is one."""
 
-    __slots__ = ("_replies", "alone", "answer", "authorization", "body_bytes", "header_lines", "keep_alive")
+    __slots__ = ("_replies", "alone", "answer", "authorization", "body_bytes", "header_lines", "keep_alive", "waited")
 
     def __init__(self, replies: "Replies", header_lines: bytes, keep_alive: bool) -> None:
         self._replies = replies
@@ -25,6 +29,8 @@ class Exchange:
         self.answer: Answer | None = None
         self.alone = False
         """No other request of the connection is read before its answer: the order of events would change."""
+        self.waited = False
+        """Its 429 was held back long enough."""
         # For the log, should there be something to refuse:
         self.authorization: bytes | None = None
         self.body_bytes = 0
@@ -40,7 +46,9 @@ class Exchange:
 class Replies:
     """What a connection still owes."""
 
-    __slots__ = ("_limits", "_sent", "_server_state", "_tell", "_transport", "any_sent", "last", "owed")
+    __slots__ = (
+        "_limits", "_pause", "_refused", "_sent", "_server_state", "_tell", "_transport", "any_sent", "last", "owed",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -60,6 +68,8 @@ class Replies:
         self.last = False
         """Say with the last answer owed that the connection closes."""
         self.any_sent = False
+        self._refused = False  # the last answer was a 429
+        self._pause: asyncio.TimerHandle | None = None
 
     def owe(self, header_lines: bytes, *, keep_alive: bool) -> Exchange:
         """Note that a request was read; `header_lines` go into its answer, with their line ends."""
@@ -70,7 +80,12 @@ class Replies:
     def send(self) -> None:
         """Send every answer whose turn it is."""
         owed = self.owed
-        while owed and (answer := owed[0].answer) is not None:
+        while self._pause is None and owed and (answer := owed[0].answer) is not None:
+            too_many = answer.status == TOO_MANY
+            if too_many and self._refused and not owed[0].waited and not self.last:
+                self._pause = asyncio.get_running_loop().call_later(INSISTENT_PAUSE_S, self._go_on)
+                break
+            self._refused = too_many
             exchange = owed.popleft()
             closes = not exchange.keep_alive or (self.last and not owed)
             lines = self._limits.date_line + exchange.header_lines
@@ -82,6 +97,12 @@ class Replies:
                 return
         self.any_sent = True
         self._sent(False)
+
+    def _go_on(self) -> None:
+        self._pause = None
+        if self.owed:
+            self.owed[0].waited = True
+            self.send()
 
     def tell(self, exchange: Exchange, answer: Answer) -> None:
         """Log what the answer refuses."""
@@ -96,6 +117,8 @@ class Replies:
         """The connection is gone: owe nothing, and hold it no longer."""
         self.owed.clear()
         self._sent = _to_nobody
+        if self._pause is not None:
+            self._pause.cancel()
 
 
 def client_of(transport: asyncio.Transport) -> str | None:

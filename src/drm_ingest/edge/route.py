@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 
 from drm_ingest.edge.answer import Answer
+from drm_ingest.edge.replies import INSISTENT_PAUSE_S, TOO_MANY
 from drm_ingest.edge.take import Take
 from drm_ingest.errors import Refusal
 
@@ -44,6 +45,8 @@ def router(take: Take, documented: dict[str, Any]) -> APIRouter:
                 authorization=headers.get(b"authorization"),
                 body_bytes=body_bytes,
             )
+        if answer.status == TOO_MANY:
+            await asyncio.sleep(INSISTENT_PAUSE_S)
         content = answer.body()
         own = {name.decode(): value.decode() for name, value in answer.headers(content)}
         return Response(content, answer.status, own | close)

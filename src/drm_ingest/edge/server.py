@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import math
 import signal
 import socket
@@ -13,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from drm_ingest.edge.door import Door
-from drm_ingest.edge.handover import HandedOver
+from drm_ingest.edge.handover import QUIET, HandedOver
 from drm_ingest.edge.socket import Socket
 from drm_ingest.edge.take import Take
 from drm_ingest.settings import Settings
@@ -50,6 +51,7 @@ class Server(uvicorn.Server):
                 timeout_keep_alive=math.ceil(settings.connection_idle_timeout_s),
             )
         )
+        logging.getLogger(QUIET).setLevel(logging.ERROR)
         self.draining = False
         self._drain_sockets = drain_sockets
         self._drain_timeout_s = settings.drain_timeout_s

@@ -4,6 +4,7 @@ What one connection may cost: as long as it has not said who it is, a message of
 many frames, whole within a time; so many pings a second; and an end for whoever does not read, answer or close.
 """
 
+import logging
 from typing import Any
 
 from uvicorn.config import Config
@@ -12,7 +13,8 @@ from uvicorn.server import ServerState
 from websockets.frames import Frame
 from websockets.http11 import Request
 
-from drm_ingest.edge.message import POLICY, TRY_LATER
+from drm_ingest.edge.handover import QUIET
+from drm_ingest.edge.message import NOT_JSON, POLICY, TRY_LATER
 from drm_ingest.edge.take import Take
 
 AUTHENTICATED = "drm.authenticated"
@@ -29,6 +31,7 @@ class Socket(WebSocketsSansIOProtocol):
     def __init__(self, take: Take, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> None:
         """`take` is ours, the rest is what uvicorn passes."""
         super().__init__(config, server_state, app_state)
+        self.logger = logging.getLogger(QUIET)  # else a line for each connection, however many come
         self._limits, self._settings = take.limits, take.settings
         self.conn.max_message_size = self._settings.websocket_hello_bytes_max
         self._limits.unauthenticated += 1
@@ -166,11 +169,19 @@ class Socket(WebSocketsSansIOProtocol):
             self._fail(POLICY, f"more than {self._settings.websocket_message_frames_max} frames in a message")
 
     def send_receive_event_to_app(self) -> None:
-        size = len(self.frames[0])
-        before = self.queue.qsize()
-        super().send_receive_event_to_app()
-        if self.queue.qsize() > before and not self._reads_over:
-            self._queued_bytes += size
+        """Queue the message as bytes: as text, one character beyond the basic plane makes it four times as large."""
+        message, self.frames = self.frames[0], []
+        if self.close_sent:
+            return
+        if self.curr_msg_data_type == "text":
+            try:
+                bytes(message).decode()
+            except UnicodeDecodeError:
+                self._fail(NOT_JSON, "the message is not UTF-8")
+                return
+        self.queue.put_nowait({"type": "websocket.receive", "bytes": message})
+        self._queued_bytes += len(message)
+        self._pause()
 
     async def receive(self) -> Any:
         message = await super().receive()

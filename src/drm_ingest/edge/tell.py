@@ -44,12 +44,15 @@ class Tell:
 
         `sender` is who sent it, where that is known; else it is found by the header `authorization`.
         """
+        refused = answer.refusal is not None or (answer.admitted is not None and answer.admitted.rejected)
+        if not refused or not self._one_more_line():
+            return
         if sender is None and authorization is not None:
             credential = self._credentials.find(authorization)
             sender = None if credential is None else credential.sender
         if answer.refusal is not None:
             problem = answer.refusal.problem
-            self._line(
+            _line(
                 "a request was refused",
                 request_id=answer.request_id,
                 status=answer.status,
@@ -61,8 +64,8 @@ class Tell:
                 client=client,
                 body_bytes=body_bytes,
             )
-        elif answer.admitted is not None and answer.admitted.rejected:
-            self._line(
+        elif answer.admitted is not None:
+            _line(
                 "events were rejected",
                 request_id=answer.request_id,
                 status=answer.status,
@@ -75,23 +78,29 @@ class Tell:
 
     def closed(self, code: int, reason: str, *, client: str | None, sender: str | None) -> None:
         """Log that a WebSocket was closed for what its client sent."""
-        self._line("a WebSocket was closed", close_code=code, detail=reason, sender=sender, client=client)
+        if self._one_more_line():
+            _line("a WebSocket was closed", close_code=code, detail=reason, sender=sender, client=client)
 
-    def _line(self, what: str, **about: object) -> None:
+    def _one_more_line(self) -> bool:
+        """Whether one more line is within the limit; counts it where it is not."""
         now = monotonic()
         self._allowed = min(self._per_s, self._allowed + (now - self._filled_at) * self._per_s)
         self._filled_at = now
         if self._allowed >= 1:
             self._allowed -= 1
-            log.info(what, **{name: value for name, value in about.items() if value is not None})
-            return
+            return True
         if not self._left_out:
             asyncio.get_running_loop().call_later(LEFT_OUT_AFTER_S, self._say_left_out)
         self._left_out += 1
+        return False
 
     def _say_left_out(self) -> None:
         log.info("lines about refusals were left out", lines=self._left_out)
         self._left_out = 0
+
+
+def _line(what: str, **about: object) -> None:
+    log.info(what, **{name: value for name, value in about.items() if value is not None})
 
 
 def _rejections(admitted: Admitted) -> dict[str, int]:

@@ -106,7 +106,8 @@ class Session:
         self._sender: str | None = None
         self._authorization = b""
         self._messages = 0
-        self._pause_s = 0.0  # not to be read from: its sender's quota is used up
+        self._one_device = False
+        self._pause_s = 0.0  # not to be read from: a quota is used up that all its messages need
         self._unacknowledged = 0  # taken, and their acknowledgement not yet sent
         self._outbox: asyncio.Queue[tuple[bytes, int] | Closing] = asyncio.Queue()  # bounded by the window
         self._outbox_bytes = 0
@@ -256,6 +257,7 @@ class Session:
         if self._unacknowledged >= self._window:
             raise Closing(POLICY, f"more than {self._window} unacknowledged messages; see window")
         credential = self._known()
+        self._one_device = credential.device is not None
         self._unacknowledged += 1
         request_id = self._take.request_id({})
         reply = partial(self._reply, name, number, len(raw), self._messages)
@@ -294,7 +296,7 @@ class Session:
             self._put({"ack": name, **number, "accepted": admitted.accepted, "results": admitted.results}, 1)
         elif refusal is not None and refusal.problem.retry:
             after_ms = 1000 * (refusal.retry_after_s or 1)
-            if refusal.members.get("quota") in SENDER_QUOTAS:
+            if self._one_device or refusal.members.get("quota") in SENDER_QUOTAS:
                 self._pause_s = min(_PAUSE_MAX_S, after_ms / 1000)
             limited = refusal.problem.code == "rate_limited"
             why = {"code": refusal.problem.code, "detail": refusal.detail, **refusal.members} if limited else {}
