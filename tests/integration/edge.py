@@ -27,7 +27,7 @@ from drm_ingest.settings import Settings
 
 START_WITHIN_S = 90.0
 KEY = "the-key-of-the-tests"
-_HEAD = "POST /v1/events HTTP/1.1\r\nHost: edge\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
+_HEAD = "POST /v1/events HTTP/1.1\r\nHost: edge\r\nAuthorization: Bearer {key}\r\n"
 
 
 def an_event(**attributes: Any) -> dict[str, Any]:
@@ -107,6 +107,8 @@ class Wire:
 
 def head(*header_lines: str, key: str = KEY) -> str:
     """Return the head of a request without its last empty line, for more headers to follow."""
+    if not any(line.lower().startswith("content-type:") for line in header_lines):
+        header_lines = ("Content-Type: application/json", *header_lines)
     return _HEAD.format(key=key) + "".join(f"{line}\r\n" for line in header_lines)
 
 
