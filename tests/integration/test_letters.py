@@ -9,10 +9,12 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from tests.adversity.test_poison import dead_letters, letters_of, start_dead_letters
 from tests.attaching import NOON, Bench, bench, event
 
 from drm_ingest.event import content_hash
+from drm_ingest.kafka.connection import STOP_TIMEOUT_S, connection, stop
 from drm_ingest.metrics import Metrics
 from drm_ingest.postgres.credentials import ensure_key, new_key
 from drm_ingest.serve.app import build
@@ -109,6 +111,21 @@ async def test_a_replay_that_is_killed_goes_on_where_it_stopped_and_each_is_stor
         await attached.passed()
     assert await attached.value("select count(*) from event where id like 'e-%'") == EVENTS
     assert await attached.value("select count(distinct id) from event where id like 'e-%'") == EVENTS
+
+
+async def test_a_consumer_that_is_stopped_while_its_partitions_change_ends(attached: Bench) -> None:
+    consumer = AIOKafkaConsumer(auto_offset_reset="none", enable_auto_commit=False, **connection(attached.settings))
+    await consumer.start()
+    for number in (0, 1):
+        partition = TopicPartition(attached.topics.dead_letters, number)
+        consumer.assign([partition])
+        consumer.seek(partition, 0)
+        if number == 0:
+            await consumer.getmany(partition, timeout_ms=300)
+    stopping = asyncio.ensure_future(stop(consumer))
+    _, going = await asyncio.wait([stopping], timeout=5 * STOP_TIMEOUT_S)
+    stopping.cancel()
+    assert not going, "it does not end by itself"
 
 
 async def test_a_conflict_is_left_out_unless_named_stays_one_and_is_stored_under_another_id(

@@ -1,9 +1,12 @@
 """How every Kafka client of ours connects: where, as whom, with which certificates."""
 
+import asyncio
+import contextlib
 import ssl
 from typing import Any
 from weakref import WeakSet
 
+from aiokafka import AIOKafkaConsumer
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.errors import KafkaConnectionError
@@ -12,6 +15,7 @@ from drm_ingest import silence
 from drm_ingest.settings import Settings
 
 CLIENT_ID = "drm-ingest"
+STOP_TIMEOUT_S = 2.0
 
 
 class KafkaUnreachable(Exception):
@@ -72,6 +76,17 @@ def end_silences(client: AIOKafkaClient, settings: Settings) -> None:
         return got
 
     client._get_conn = get_ending
+
+
+async def stop(consumer: AIOKafkaConsumer) -> None:
+    """Stop one of aiokafka's consumers that is in no group; one that does not hear it is told again.
+
+    Its fetcher, told to end in the moment in which its partitions change, takes that for the end of a request for the
+    old ones and goes on for ever, and `consumer.stop` waits for it.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await consumer.stop()
 
 
 def _tls(settings: Settings) -> ssl.SSLContext:

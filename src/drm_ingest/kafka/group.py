@@ -31,6 +31,7 @@ PARTITION_FETCH_BYTES_MAX = 1024 * 1024
 REBALANCE_TIMEOUT_S = 15  # how long the group waits for a member that still finishes a batch
 REQUEST_TIMEOUT_S = 20  # longer than that, since joining is one request
 COMMIT_TIMEOUT_S = 10
+CLOSE_TIMEOUT_S = 30  # longer than a request; aiokafka's fetcher may not have heard (connection.py)
 TELL_TIMEOUT_S = 3
 
 
@@ -104,7 +105,9 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         """Leave the group."""
         self.abandon()
         try:
-            await self._consumer.stop()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._consumer.stop()
         except asyncio.CancelledError:  # Kafka does not answer, and nobody waits for it any longer: hang up
             await self._consumer._client.close()
             raise

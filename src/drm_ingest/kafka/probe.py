@@ -9,7 +9,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 
 from drm_ingest.event import HEADER_RECEIPT, Receipt
-from drm_ingest.kafka.connection import KafkaUnreachable, connection
+from drm_ingest.kafka.connection import KafkaUnreachable, connection, stop
 from drm_ingest.kafka.topics import admin_client
 from drm_ingest.settings import Settings
 
@@ -55,7 +55,7 @@ async def probe_group(settings: Settings, group: str) -> GroupProbe:
     except (KafkaError, OSError) as error:
         raise KafkaUnreachable(settings, error) from error
     finally:
-        await consumer.stop()
+        await stop(consumer)
     lag = sum(max(0, ends[partition] - offset.offset) for partition, offset in committed.items() if offset.offset >= 0)
     return GroupProbe(members, lag)
 
@@ -75,7 +75,7 @@ async def probe_newest(settings: Settings, topic: str) -> NewestRecord | None:
     except (KafkaError, OSError) as error:
         raise KafkaUnreachable(settings, error) from error
     finally:
-        await consumer.stop()
+        await stop(consumer)
     if record is None:
         return None
     header = dict(record.headers).get(HEADER_RECEIPT)

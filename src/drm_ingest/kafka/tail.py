@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from drm_ingest.event import Enrichment
-from drm_ingest.kafka.connection import KafkaUnreachable, connection
+from drm_ingest.kafka.connection import KafkaUnreachable, connection, stop
 from drm_ingest.kafka.dead_letters import reason_of, replayed_offset
 from drm_ingest.kafka.partition import murmur2
 from drm_ingest.kafka.topics import Topics
@@ -110,7 +110,7 @@ async def tail(
     except (KafkaError, OSError) as error:
         raise KafkaUnreachable(settings, error) from error
     finally:
-        await consumer.stop()
+        await stop(consumer)
     return shown
 
 

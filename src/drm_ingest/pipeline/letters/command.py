@@ -123,9 +123,11 @@ def replay_some(
             _tell(going.done, "would be written")
             return 1 if going.done.impossible else 0
         since = await clock(settings) if wait_s else None
-        total = sum([1 async for letter in find(settings, plan.wanted) if again or not letter.replayed])
-        with _progress() as progress:
-            bar = progress.add_task("replaying", total=total if limit is None else min(total, limit))
+        total = limit
+        if seen := sys.stderr.isatty():  # counting them is reading them all
+            total = sum([1 async for letter in find(settings, plan.wanted) if again or not letter.replayed])
+        with _progress(seen) as progress:
+            bar = progress.add_task("replaying", total=total if limit is None else min(total or 0, limit))
             try:
                 await going.run(lambda count: progress.advance(bar, count))
             except NotAcknowledged as error:
@@ -170,9 +172,9 @@ def _tell(done: Replayed, what: str) -> None:
     _say("; ".join(told))
 
 
-def _progress() -> Progress:
+def _progress(seen: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    return Progress(*columns, console=Console(stderr=True), disable=not seen)
 
 
 def _position(text: str) -> Position:

@@ -11,7 +11,7 @@ import orjson
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from drm_ingest.kafka.connection import KafkaUnreachable, connection
+from drm_ingest.kafka.connection import KafkaUnreachable, connection, stop
 from drm_ingest.kafka.dead_letters import reason_of, replayed_offset
 from drm_ingest.kafka.partition import murmur2
 from drm_ingest.kafka.topics import Topics
@@ -131,6 +131,8 @@ async def find(settings: Settings, wanted: Wanted) -> AsyncIterator[Letter]:
             if wanted.since is not None:
                 (later,) = (await consumer.offsets_for_times({partition: _ms(wanted.since)})).values()
                 begin = max(begin, end if later is None else later.offset)
+            if wanted.positions:  # the note of a letter stands behind it
+                begin = max(begin, min(offset for number, offset in wanted.positions if number == partition.partition))
             notes = {
                 offset
                 async for record in _read(consumer, partition, begin, end, settings)
@@ -144,7 +146,7 @@ async def find(settings: Settings, wanted: Wanted) -> AsyncIterator[Letter]:
     except (KafkaError, OSError) as error:
         raise KafkaUnreachable(settings, error) from error
     finally:
-        await consumer.stop()
+        await stop(consumer)
 
 
 def _partitions(topic: str, wanted: Wanted, settings: Settings) -> Iterable[TopicPartition]:
@@ -159,6 +161,8 @@ def _partitions(topic: str, wanted: Wanted, settings: Settings) -> Iterable[Topi
 async def _read(
     consumer: AIOKafkaConsumer, partition: TopicPartition, begin: int, end: int, settings: Settings
 ) -> AsyncIterator[ConsumerRecord]:
+    if begin >= end:
+        return
     consumer.assign([partition])
     consumer.seek(partition, begin)
     at = begin
