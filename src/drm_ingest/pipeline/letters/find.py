@@ -18,6 +18,7 @@ from drm_ingest.kafka.topics import Topics
 from drm_ingest.settings import Settings
 
 RECORDS_MAX = 500
+FETCH_WAIT_MS = 10  # all that is wanted is there; what waits at the end of a partition keeps the next one waiting
 SILENT_MS = 10_000  # with records still to come
 
 Position = tuple[int, int]  # partition and offset in the topic of the dead letters
@@ -120,7 +121,9 @@ async def find(settings: Settings, wanted: Wanted) -> AsyncIterator[Letter]:
         NoSuchTopic
     """
     topic = Topics.of(settings).dead_letters
-    consumer = AIOKafkaConsumer(auto_offset_reset="none", enable_auto_commit=False, **connection(settings))
+    consumer = AIOKafkaConsumer(
+        auto_offset_reset="none", enable_auto_commit=False, fetch_max_wait_ms=FETCH_WAIT_MS, **connection(settings)
+    )
     try:
         await consumer.start()
         if topic not in await consumer.topics():
