@@ -40,8 +40,8 @@ grant select, insert on event_identity, dead_letter to drm_attach;
 grant insert, select (occurred_at) on event to drm_attach;
 grant select, insert, update on subject_day, consumer_position to drm_attach;
 grant select, insert on device to drm_attach;
--- Its keeper clears out the default partition; months it makes and drops by the two functions below.
-grant select, delete on event_default to drm_attach;
+-- Its keeper clears out the default partition, by their times alone; months it makes and drops by the functions below.
+grant delete, select (ctid, occurred_at, recorded_at) on event_default to drm_attach;
 
 -- serve keeps the registry and reads the records.
 grant select, insert, update, delete on sender, sender_key, fleet_key, party, party_ref, device to drm_serve;

@@ -31,7 +31,7 @@ RIGHTS = {
     "relationship": {"enrich": READ, "serve": f"{READ} {ADD} {CHANGE}"},
     "relationship_change": {"serve": f"{READ} {ADD}"},
     "event": {"attach": ADD, "serve": READ},
-    "event_default": {"attach": f"{READ} {REMOVE}"},
+    "event_default": {"attach": REMOVE},
     "event_identity": {"attach": f"{READ} {ADD}", "serve": READ},
     "subject_day": {"attach": f"{READ} {ADD} {CHANGE}", "serve": READ},
     "dead_letter": {"attach": f"{READ} {ADD}", "serve": READ},
@@ -50,6 +50,8 @@ FORBIDDEN = {
     "attach": [
         "select hash from sender_key",
         "select subject, data from event",
+        "select subject, data from event_default",
+        "delete from event_default where subject = 'meter-7'",
         "select * from party",
         "delete from event",
         "drop table event",
@@ -111,6 +113,22 @@ async def test_each_role_has_exactly_the_rights_that_are_written_here(owner: asy
     written = {table: {process: set(rights.split()) for process, rights in of.items()} for table, of in RIGHTS.items()}
     assert tables == RIGHTS.keys(), "a table without rights: grant them in its migration, and write them here"
     assert found == written
+
+
+async def test_of_single_columns_only_attach_reads_any_and_those_are_times(owner: asyncpg.Connection) -> None:
+    rows = await owner.fetch(
+        """
+        select c.relname as name, attname as column, grantee::regrole::text as role, privilege_type as right
+        from pg_attribute a join pg_class c on c.oid = a.attrelid, aclexplode(attacl)
+        where c.relnamespace = 'public'::regnamespace and grantee <> c.relowner
+        """
+    )
+    assert {tuple(row) for row in rows} == {
+        ("event", "occurred_at", GROUPS["attach"], READ),
+        ("event_default", "ctid", GROUPS["attach"], READ),
+        ("event_default", "occurred_at", GROUPS["attach"], READ),
+        ("event_default", "recorded_at", GROUPS["attach"], READ),
+    }
 
 
 async def test_no_role_may_log_in_or_make_anything_or_rise(owner: asyncpg.Connection) -> None:
