@@ -140,7 +140,7 @@ class Steps:
         worked_out: list[Enriched | DeadLetter | None] = []
         identities: dict[str, bytes] = {}
         first_received: datetime | None = None
-        bytes_ = 0
+        bytes_ = defects = 0
         for record in records:
             out: Enriched | DeadLetter | None
             try:
@@ -151,7 +151,9 @@ class Steps:
             except Exception as error:
                 # A defect of ours that one event in a million meets must not hold up its partition for ever. One that
                 # every event meets must not bury them all: the brake sees to it.
-                log.exception("a defect", partition=record.partition, offset=record.offset)
+                if not defects:  # one trace a batch: a braked worker meets all of them again at each attempt
+                    log.exception("a defect", partition=record.partition, offset=record.offset)
+                defects += 1
                 out = DeadLetter(record, STAGE, EventCode.UNREADABLE, f"enrich could not cope with it: {error!r}")
             worked_out.append(out)
             if out is not None:
