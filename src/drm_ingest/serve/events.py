@@ -173,7 +173,8 @@ def _refuse_out_of_scope(caller: Caller, subject: str) -> None:
 
 _PENDING = (
     "Nothing is stored under this identity, yet or at all. "
-    "If it was accepted (200, and not among the rejected), it will be, within seconds unless attach is behind. "
+    "If it was accepted (200, and not among the rejected), it will be, within seconds unless attach is behind; "
+    "or enrich set it aside, which only who runs this can see (drm-ingest dead-letters list --stage enrich). "
     "If it was refused, it is not kept: mend it and send it. "
     "If it was sent with a source, ask with that source. "
     "If there was no answer, it may never have arrived: send it again, which is always safe."
