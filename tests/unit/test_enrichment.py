@@ -338,9 +338,11 @@ def test_a_defect_that_one_event_meets_buries_only_that_one(bench: Bench, monkey
     assert [(entry["event"], entry["offset"]) for entry in logs] == [("a defect", 5)]
 
 
-def test_a_defect_that_every_event_meets_moves_nothing_and_is_logged_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_that_every_event_meets_moves_nothing_and_is_logged_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Context, "at", lambda *_: 1 / 0)
-    with capture_logs() as logs, pytest.raises(Braked, match=r"1000 of the last 1000 events fail.*ZeroDivisionError"):
+    with capture_logs() as logs, pytest.raises(Braked, match=r"1000 of the last 1000.*ZeroDivisionError"):
         bench.enrich([record(PLAIN | {"id": str(n)}) for n in range(1000)])
     assert bench.writer.records == []
     assert len(logs) == 1
