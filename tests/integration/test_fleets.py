@@ -1,6 +1,7 @@
 """Credentials from their registration to the edge: tokens of devices, scopes, rotation, expiry, revocation."""
 
 import asyncio
+import base64
 import gzip
 import json
 import time
@@ -256,6 +257,9 @@ async def test_a_token_is_verified_once_and_remembered(edge: Edge, registry: Adm
     await asyncio.sleep(3 * edge.settings.credential_refresh_s)
     for _ in range(5):
         assert (await edge.post([an_event()], key=credential)).status_code == 200
+    for way in ("a", "b"):  # nor is it another one because it is written in another way
+        basic = "Basic " + base64.b64encode(f"{credential}:{way}".encode()).decode()
+        assert (await edge.post([an_event()], key=None, authorization=basic)).status_code == 200
     assert (await edge.metrics())[name] == before
 
 

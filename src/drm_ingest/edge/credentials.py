@@ -120,11 +120,11 @@ class Credentials:
         found = self._fleet_keys.get(kid)
         return found if found is not None and found.expires_at > time() else None
 
-    def remember(self, authorization: bytes, credential: Credential, fleet_key: FleetKey) -> None:
+    def remember(self, token: str, credential: Credential, fleet_key: FleetKey) -> None:
         """Know a verified token again, for as long as it and the key that signed it are in force."""
         if len(self._tokens) >= self._tokens_max:
             self._tokens.popitem(last=False)
-        self._tokens[hashlib.sha256(authorization).digest()] = credential, fleet_key
+        self._tokens[_digest(token)] = credential, fleet_key
 
     def was_known(self, name: str) -> bool:
         """Whether a key, or the `kid` of a fleet's key, is in the snapshot or was in one before it."""
@@ -134,8 +134,9 @@ class Credentials:
         return hash_ in self._by_hash or hash_ in self._gone
 
     def _look_up(self, authorization: bytes) -> Credential | None:
-        if len(authorization) > _KEY_HEADER_BYTES_MAX:
-            digest = hashlib.sha256(authorization).digest()
+        secret = secret_in(authorization)
+        if secret and len(authorization) > _KEY_HEADER_BYTES_MAX:
+            digest = _digest(secret)
             remembered = self._tokens.get(digest)
             if remembered is not None:
                 credential, fleet_key = remembered
@@ -144,7 +145,6 @@ class Credentials:
                     return credential
                 del self._tokens[digest]
                 return None
-        secret = secret_in(authorization)
         found = self._by_hash.get(key_hash(secret)) if secret and secret.isascii() else None
         if found is not None and len(authorization) <= _KEY_HEADER_BYTES_MAX:
             if len(self._by_header) >= _HEADERS_MAX:
@@ -224,6 +224,11 @@ def _quota(row: asyncpg.Record) -> Quota | None:
     all_ = Rates(row["events_per_s"], row["bytes_per_s"])
     device = Rates(row["device_events_per_s"], row["device_bytes_per_s"])
     return Quota(row["sender_id"].bytes, all_, device, row["burst_s"]) if all_.limited or device.limited else None
+
+
+def _digest(token: str) -> bytes:
+    """Return what a token is remembered by: itself and not its header, which one sender could write in endless ways."""
+    return hashlib.sha256(token.encode("latin-1")).digest()
 
 
 def secret_in(authorization: bytes) -> str | None:

@@ -96,7 +96,7 @@ class Identify:
             raise
         self._verifications["valid"].inc()
         credential = _of(fleet_key, claims.sub, claims.exp + self._verify.leeway_s)
-        self.credentials.remember(authorization, credential, fleet_key)
+        self.credentials.remember(secret, credential, fleet_key)
         return credential
 
 
