@@ -1,6 +1,8 @@
 """What the edge bounds: time, sizes, counts; each with its own answer."""
 
 import asyncio
+import gzip
+import json
 import time
 from collections.abc import Callable
 
@@ -227,3 +229,18 @@ async def test_cross_origin_posts_are_allowed_where_the_setting_names_the_origin
 async def test_no_origin_is_allowed_unless_named(edge: Edge) -> None:
     answer = await edge.post(an_event(), origin="https://app.example")
     assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_long_bodies_that_wait_too_long_for_their_turn_are_told_to_come_again(
+    start_edge: Callable[..., Edge],
+) -> None:
+    edge = start_edge(produce_deadline_s=0.5, produce_request_timeout_s=0.5)
+    late = an_event()
+    long = gzip.compress(json.dumps([late]).encode() + b" " * 30_000_000, 1)
+    answers = await asyncio.gather(*(edge.post(long, content_encoding="gzip") for _ in range(60)))
+    refused = [answer.json() for answer in answers if answer.status_code != 200]
+    assert 0 < len(refused) < len(answers)
+    assert {(refusal["status"], refusal["code"]) for refusal in refused} == {(503, "overloaded")}
+    assert (await edge.post(an_event())).status_code == 200
+    received, accounted = await edge.ledger()
+    assert received == accounted == len(answers) - len(refused) + 1
