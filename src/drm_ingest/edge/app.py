@@ -26,10 +26,10 @@ from drm_ingest.edge.limits import Connection, Limits
 from drm_ingest.edge.quotas import DEVICES, SENDERS, Quotas
 from drm_ingest.edge.refusals import REMEDIES
 from drm_ingest.edge.server import Server
+from drm_ingest.edge.sessions import Sessions
 from drm_ingest.edge.spread import Spread
 from drm_ingest.edge.take import Take
 from drm_ingest.edge.tell import Tell
-from drm_ingest.edge.websocket import Sessions
 from drm_ingest.edge.workers import Siblings
 from drm_ingest.edge.write import Write
 from drm_ingest.errors import Refusal
