@@ -1,12 +1,15 @@
 """A dead letter holds what was read, and tells where it was read and why it is one."""
 
+import pytest
 from aiokafka import ConsumerRecord
 
 from drm_ingest.errors import EventCode
-from drm_ingest.kafka.dead_letters import DeadLetter, outgoing, reason_of
+from drm_ingest.kafka.dead_letters import DeadLetter, outgoing, reason_of, replayed_offset
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.kafka.writer import Outgoing, Writer
 from drm_ingest.metrics import Metrics
+from drm_ingest.pipeline.letters import mend
+from drm_ingest.pipeline.letters.find import Letter
 from drm_ingest.settings import Settings
 
 TOPICS = Topics("drm")
@@ -51,3 +54,12 @@ def test_one_that_was_replayed_and_came_back_tells_only_the_last_reason() -> Non
 def test_a_record_without_key_and_value_can_be_one() -> None:
     empty = ConsumerRecord("drm.ingress", 0, 0, 0, 1, None, None, None, -1, -1, (("n", None),))
     assert (letter(empty).key, letter(empty).value) == (b"", b"")
+
+
+async def test_what_a_stranger_wrote_among_them_cannot_be_replayed_and_keeps_nobody_from_the_others() -> None:
+    topic = ("dead-letter-topic", b"drm.ingress")
+    for headers in ([], [topic], [topic, ("dead-letter-partition", b"x")], [("dead-letter-replayed", b"x")]):
+        record = read(Outgoing("drm.dead-letters", 0, b"meter-7", b"{}", headers))
+        assert replayed_offset(record) is None
+        with pytest.raises(mend.CannotReplay, match="does not say"):
+            mend.outgoing(Writer(Settings(), Metrics("enrich")), TOPICS, Letter(record))

@@ -81,7 +81,7 @@ def replayed(topic: str, partition: int, offset: int, key: bytes) -> Outgoing:
 def replayed_offset(record: ConsumerRecord) -> int | None:
     """Return the offset of the letter that this is a note of; None: it is a letter itself."""
     for name, value in record.headers:
-        if name == HEADER_PREFIX + "replayed" and value is not None:
+        if name == HEADER_PREFIX + "replayed" and value is not None and value.isdigit():
             return int(value)
     return None
 

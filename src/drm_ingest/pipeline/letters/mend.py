@@ -59,6 +59,8 @@ def outgoing(writer: Writer, topics: Topics, letter: Letter, mended: bytes | Non
     topic, partition = letter.reason.get("topic", ""), letter.reason.get("partition", "")
     if topic != topics.ingress and not topic.startswith(topics.events("")):
         raise CannotReplay(f"it does not say from which topic of ours it came, but {topic!r}")
+    if not partition.isdecimal():
+        raise CannotReplay(f"it does not say from which partition it came, but {partition!r}")
     if "cut" in letter.reason and mended is None:
         raise CannotReplay(
             f"only the first {len(letter.value)} of its {letter.reason['cut']} bytes are here; take the whole from "
