@@ -36,3 +36,10 @@ def test_decisions_are_numbered_one_by_one() -> None:
     decisions = sorted(ROOT.glob("docs/decisions/0*.md"))
     titles = [(int(path.name[:4]), path.read_text().partition(".")[0]) for path in decisions]
     assert titles == [(number, f"# {number}") for number in range(1, len(decisions) + 1)]
+
+
+def test_every_row_of_the_bad_day_has_a_test_and_every_such_test_a_row() -> None:
+    _, _, bad_day = (ROOT / "docs/reliability.md").read_text().partition("## The bad day")
+    rows = re.findall(r"^\| `([a-z-]+)` \|", bad_day, re.MULTILINE)
+    tests = "".join(path.read_text() for path in (ROOT / "tests/adversity").glob("test_*.py"))
+    assert set(re.findall(r'mark\.row\("([a-z-]+)"\)', tests)) == set(rows)
