@@ -76,7 +76,8 @@ class Buckets:
         if tag in tags:
             return first + tags.index(tag)
         debts = self.paid_at[UNITS * first : UNITS * (first + WAYS)].tolist()
-        way = min(range(WAYS), key=lambda way: max(debts[UNITS * way], debts[UNITS * way + 1]))
+        largest = list(map(max, debts[EVENTS::UNITS], debts[BYTES::UNITS]))
+        way = largest.index(min(largest))
         self._tags[first + way] = tag
         return first + way
 
