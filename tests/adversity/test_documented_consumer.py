@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
+from aiokafka import AIOKafkaConsumer
 from tests.adversity.running import Running
 
 PAGE = Path(__file__).parents[2] / "docs/events.md"
@@ -17,6 +18,7 @@ async def test_the_consumer_of_the_page_prints_an_event_once_however_often_it_is
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     where, subject = path.where, f"reader-{uuid.uuid4().hex[:8]}"
     code = code.replace("127.0.0.1:9092", where["kafka_bootstrap"]).replace("my-team", subject)
+    await _have_read_all(where["kafka_bootstrap"], subject)
     consumer = await asyncio.create_subprocess_exec(
         sys.executable, "-u", "-c", code, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
     )
@@ -44,3 +46,12 @@ async def test_the_consumer_of_the_page_prints_an_event_once_however_often_it_is
     finally:
         consumer.kill()
         await consumer.wait()
+
+
+async def _have_read_all(bootstrap: str, group: str) -> None:
+    """Leave the events of other tests behind the group."""
+    async with AIOKafkaConsumer(
+        "drm.events.measurement", bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False
+    ) as consumer:
+        await consumer.seek_to_end()
+        await consumer.commit({partition: await consumer.position(partition) for partition in consumer.assignment()})
