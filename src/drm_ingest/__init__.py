@@ -63,8 +63,9 @@ rights of its own role and no others (`roles.py`).
 
 **serve** shows it to people and their programs. `app.py` opens the rooms. `requests.py` gives each request an id and a
 bound, `access.py` asks who it is and lends it a connection, `problems.py` answers what goes wrong; `shapes.py` and
-`pages.py` are the fields and the cursors that the rooms share. `senders.py`, `parties.py`, `devices.py` and
-`relationships.py` are the registry, `records.py` the records and timelines, `events.py` an event and its fate.
+`pages.py` are the fields and the cursors that the rooms share. `senders.py` (their keys: `keys.py`, `fleet_keys.py`),
+`parties.py`, `devices.py` and `relationships.py` are the registry, `records.py` the records and timelines, `events.py`
+an event and its fate.
 
 **up** starts all of this on one machine, with a Kafka and a Postgres of its own; `up/__init__.py` names its files.
 
