@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from tests.adversity.parts import Parts
-from tests.adversity.posting import Posts, posting, slowest_s, statuses
+from tests.adversity.posting import Post, Posts, posting, slowest_s, statuses
+from tests.adversity.separate import swallowed
 from tests.conftest import make_settings
 from tests.integration.brokers import Cluster, Node, strike
 
@@ -36,6 +37,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 async def parts(cluster: Cluster, database: str, start_parts: Callable[[Settings], Parts]) -> Parts:
+    for node in cluster.nodes:  # whatever a test that failed has left
+        node.signal(signal.SIGCONT)
+    await asyncio.to_thread(cluster.start)
     settings = make_settings(cluster.nodes[0], database).model_copy(
         update={
             "kafka_bootstrap": cluster.bootstrap, "topic_replication_factor": 3, "topic_min_insync_replicas": 2,
@@ -72,17 +76,22 @@ async def in_sync(settings: Settings, within_s: float = 60.0) -> None:
             await asyncio.sleep(0.2)
 
 
-async def back_after(posts: Posts, since: float, partitions: int, within_s: float = 60.0) -> float:
-    """Wait until a request sent after `since` is acknowledged on each partition; return the seconds to the last."""
+async def acknowledged_after(posts: Posts, since: float, partitions: int, within_s: float = 60.0) -> list[Post]:
+    """Wait until a request sent after `since` is acknowledged on each partition; return the first of each."""
     while True:
-        first: dict[int, float] = {}
+        first: dict[int, Post] = {}
         for post in posts.all:
             if post.sent_at > since and post.status == 200:
-                first.setdefault(remembered_murmur2(post.subject.encode()) % partitions, post.answered_at)
+                first.setdefault(remembered_murmur2(post.subject.encode()) % partitions, post)
         if len(first) == partitions:
-            return max(first.values()) - since
+            return list(first.values())
         assert time.monotonic() - since < within_s, f"no 200 on some partitions: {first}"
         await asyncio.sleep(0.1)
+
+
+async def back_after(posts: Posts, since: float, partitions: int) -> float:
+    """Wait until each partition acknowledges what is sent after `since`; return the seconds to the last."""
+    return max(post.answered_at for post in await acknowledged_after(posts, since, partitions)) - since
 
 
 @pytest.mark.row("three-brokers")
@@ -127,6 +136,34 @@ async def test_one_may_go_and_is_replaced_within_15_s_but_without_two_nothing_is
     assert back_s < BACK_WITHIN_S
     posts.check_in_time(settings.produce_deadline_s)
     assert ledger.resent
+
+
+@pytest.mark.row("three-brokers")
+@pytest.mark.slow
+async def test_one_that_is_gone_without_a_word_as_a_machine_without_power_is_replaced_within_15_s_too(
+    cluster: Cluster, parts: Parts, seed: int, seen: Seen
+) -> None:
+    settings = parts.settings
+    async with parts.ledger(events=8000, seed=seed, rate=500), posting(parts) as posts:
+        await back_after(posts, time.monotonic(), settings.topic_partitions)
+        leader = await leader_of_ingress(cluster, settings)
+        with swallowed(leader.port, leader.controller_port):
+            await strike(leader, signal.SIGKILL)
+            gone_at = time.monotonic()
+            first = await acknowledged_after(posts, gone_at, settings.topic_partitions)
+            replaced_s = max(post.answered_at for post in first) - gone_at
+            async with asyncio.timeout(90):
+                while len(await posts.stored(first)) < len(first):  # noqa: ASYNC110
+                    await asyncio.sleep(0.2)
+            stored_s = time.monotonic() - gone_at
+        await asyncio.to_thread(cluster.start)
+    await posts.check_stored()
+    await in_sync(settings)
+
+    seen(f"one gone without a word: back after {replaced_s:.1f} s, what was sent then stored after {stored_s:.1f} s")
+    assert replaced_s < BACK_WITHIN_S
+    assert stored_s < BACK_WITHIN_S
+    posts.check_in_time(settings.produce_deadline_s)
 
 
 @pytest.mark.row("three-brokers")

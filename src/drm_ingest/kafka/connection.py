@@ -4,18 +4,24 @@ import asyncio
 import contextlib
 import ssl
 from typing import Any
-from weakref import WeakSet
 
+import structlog
 from aiokafka import AIOKafkaConsumer
 from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import AIOKafkaConnection
+from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
 
 from drm_ingest import silence
 from drm_ingest.settings import Settings
 
+log = structlog.get_logger(__name__)
+
 CLIENT_ID = "drm-ingest"
 STOP_TIMEOUT_S = 2.0
+CONNECT_TIMEOUT_S = 3.0  # of a reader: one broker that hangs must not keep it from asking the next
+SILENT_LOOKS = 6  # more seconds than a broker waits for the replicas of a commit (offsets.commit.timeout.ms)
+WAITS = {JoinGroupRequest.API_KEY, SyncGroupRequest.API_KEY}  # answered when the others of the group are there
 
 
 class KafkaUnreachable(Exception):
@@ -63,19 +69,42 @@ def end_silence(opened: AIOKafkaConnection, settings: Settings) -> None:
         silence.end_silence(opened._writer.transport, settings.connection_silent_max_s)
 
 
-def end_silences(client: AIOKafkaClient, settings: Settings) -> None:
-    """Do so with every connection that one of aiokafka's clients makes from now on; it has no place for it."""
-    get = client._get_conn
-    done: WeakSet[AIOKafkaConnection] = WeakSet()
+class Hearing:
+    """Hangs up on brokers that owe one of aiokafka's clients an answer and say nothing, so that it asks the others.
 
-    async def get_ending(*arguments: Any, **named: Any) -> AIOKafkaConnection | None:
-        got: AIOKafkaConnection | None = await get(*arguments, **named)
-        if got is not None and got not in done:
-            end_silence(got, settings)
-            done.add(got)
-        return got
+    Left alone it waits as long as a group may take to come together, for a broker that is frozen or whose machine is
+    gone without a word; and then again as long to connect to it, under a lock that keeps it from the others.
+    """
 
-    client._get_conn = get_ending
+    def __init__(self, client: AIOKafkaClient, request_timeout_s: float) -> None:
+        """`request_timeout_s` is for a whole answer, however slowly it comes."""
+        self._client = client
+        self._looks: dict[AIOKafkaConnection, tuple[object, int]] = {}
+        connect = client._get_conn
+
+        async def connect_in_time(*arguments: Any, **named: Any) -> AIOKafkaConnection | None:
+            got: AIOKafkaConnection | None = await connect(*arguments, **named)
+            if got is not None:
+                got._request_timeout = request_timeout_s
+            return got
+
+        client._request_timeout_ms = round(CONNECT_TIMEOUT_S * 1000)  # it has one for both
+        client._get_conn = connect_in_time
+
+    def look(self) -> None:
+        """Look at every connection; call it every second. Looks are counted, since what did not run heard nothing."""
+        looks: dict[AIOKafkaConnection, tuple[object, int]] = {}
+        for connection in list(self._client._conns.values()):
+            owed = connection._requests
+            if not owed or any(request.API_KEY in WAITS for _, request, _ in owed):
+                continue
+            heard = owed[0][0], len(connection._reader._buffer)
+            before, times = self._looks.get(connection, (None, 0))
+            looks[connection] = heard, (times + 1 if heard == before else 0)
+            if looks[connection][1] >= SILENT_LOOKS:
+                log.warning("a broker does not answer: hanging up", broker=f"{connection.host}:{connection.port}")
+                connection.close(reason=CloseReason.CONNECTION_TIMEOUT)
+        self._looks = looks
 
 
 async def stop(consumer: AIOKafkaConsumer) -> None:

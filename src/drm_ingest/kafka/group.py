@@ -17,7 +17,7 @@ from aiokafka.errors import (
     OffsetOutOfRangeError,
 )
 
-from drm_ingest.kafka.connection import KafkaUnreachable, connection, end_silences
+from drm_ingest.kafka.connection import Hearing, KafkaUnreachable, connection
 from drm_ingest.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -69,6 +69,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         self._telling = asyncio.Lock()
         self._last_poll_ms = 0
         self._consumer: AIOKafkaConsumer
+        self._hearing: Hearing
 
     async def open(self) -> None:
         """Connect and begin to join.
@@ -92,7 +93,7 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
             fetch_max_bytes=FETCH_BYTES_MAX,
             max_partition_fetch_bytes=PARTITION_FETCH_BYTES_MAX,
         )
-        end_silences(self._consumer._client, settings)
+        self._hearing = Hearing(self._consumer._client, REQUEST_TIMEOUT_S)
         try:
             await self._consumer.start()
         except (KafkaConnectionError, OSError) as error:
@@ -116,6 +117,10 @@ class Group(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no
         """Nothing is ours any more; what a rebalance under way still does here does not count."""
         self.assigned = self.told = frozenset()
         self.joined, self.closed = False, True
+
+    def look(self) -> None:
+        """Hang up on brokers that do not answer; call it every second."""
+        self._hearing.look()
 
     @property
     def positioning(self) -> bool:

@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 FETCH_TIMEOUT_S = 1.0
 FETCH_OTHERS_TIMEOUT_S = 0.1  # while some buffers are full, look again soon whether they got room
 REOPEN_PAUSE_S = 1.0
-WATCH_S = 1.0
+WATCH_S = 1.0  # as often as a group wants to look
 LAG_EVERY_S = 0.5
 SILENT_S = 10.0  # without a word from Kafka: not ready
 STUCK_S = 60.0  # then join anew: a rebalance takes less, and aiokafka can miss the end of one (aiokafka #1154)
@@ -247,6 +247,7 @@ class Reader:
                 if isinstance(error, PositionLost):
                     self._failure = error
                 return repr(error)
+            self._group.look()
             now = monotonic()
             silent_s = self._settings.reader_poll_interval_max_s
             if any(
