@@ -1,7 +1,8 @@
 """A connection whose other end has fallen silent is closed by the kernel, whatever the libraries above it wait for.
 
-A network that swallows packets tells nobody. Without this a request in flight waits for its own time-out, a connection
-without one for ever, and what is sent again after the network healed comes late: TCP doubles its pauses.
+A network that swallows packets tells nobody, nor does a firewall that forgets an idle connection. Without this a
+request waits for its own time-out, which is as long as a statement may take, and what is sent again after the network
+healed comes late: TCP doubles its pauses.
 """
 
 import contextlib

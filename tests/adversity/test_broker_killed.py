@@ -50,7 +50,7 @@ async def end_of(kafka: Kafka, what: signal.Signals, gone_s: float, parts: Parts
 @pytest.mark.parametrize(
     "blows",
     [
-        [(signal.SIGKILL, 5), (signal.SIGSTOP, 5)],
+        [(signal.SIGKILL, 5)],
         pytest.param([(signal.SIGKILL, 60), (signal.SIGSTOP, 30)], marks=pytest.mark.slow),
     ],
     ids=["quick", "full"],

@@ -5,22 +5,27 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import asyncpg
 import httpx
+import psutil
 import pytest
 from tests.adversity.doors import BrokerWithDoors, PostgresAt, doors_for
 from tests.adversity.parts import KEY, Parts, Place
 from tests.adversity.relay import Fault, Relay
-from tests.adversity.separate import Network
+from tests.adversity.separate import Network, swallowed
 from tests.conftest import make_settings, run_aside
 from tests.integration.edge import an_event
 
+from drm_ingest.kafka.connection import SILENT_LOOKS
 from drm_ingest.postgres.migrate import migrate
 from drm_ingest.settings import Settings
+from drm_ingest.up.kafka import Kafka
 from drm_ingest.up.postgres import Postgres
 
 HEALTHY_WITHIN_S = 15.0
+IDLE_WITHIN_S = 5.0
 EVENTS_AT_LEAST = 1200
 RATE = 400.0
 PROCESSES = ("edge", "enrich", "attach", "serve")
@@ -173,6 +178,33 @@ async def test_the_ledger_is_exact_and_nothing_is_wedged_after_packets_were_lost
         [(name, "kafka") for name in PROCESSES] if server == "all" else [link for link in LINKS if link[1] == server]
     )
     await suffer(separate, fault, links, for_s, seed, seen, f"packets of all with {server}")
+
+
+# -- connections forgotten ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.row("network")
+@pytest.mark.slow
+async def test_what_a_firewall_forgot_while_it_was_idle_keeps_nobody_waiting_when_there_is_something_to_do(
+    kafka: Kafka, database: str, start_parts: Callable[..., Parts], seen: Seen
+) -> None:
+    patience = {"produce_deadline_s": 20, "produce_request_timeout_s": 10, "postgres_statement_timeout_s": 20}
+    settings = make_settings(kafka, database).model_copy(update={"connection_silent_max_s": 2, **patience})
+    parts = await asyncio.to_thread(start_parts, settings, PROCESSES)
+    await healthy(parts, 60)
+    servers = {kafka.port, urlsplit(database).port}
+    forgotten = [
+        at.laddr.port
+        for name in PROCESSES
+        for at in psutil.Process(parts[name].pid).net_connections("tcp")
+        if at.raddr and at.raddr.port in servers
+    ]
+    assert len(forgotten) >= len(PROCESSES)
+    with swallowed(*forgotten):  # others can be made
+        await asyncio.sleep(SILENT_LOOKS + 4)  # readers are never idle: they hang up
+        took_s = await healthy(parts, 60)
+    seen(f"{len(forgotten)} idle connections forgotten: an event then stored after {took_s:.1f} s")
+    assert took_s < IDLE_WITHIN_S
 
 
 # -- what both do ------------------------------------------------------------------------------------------------------
