@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import asyncpg
@@ -93,16 +93,16 @@ async def verify(
     await quiet(kafka_bootstrap, postgres_dsn, prefix)
     findings = Findings()
     subjects = {entry.subject for entry in entries}
-    letters = await _read(kafka_bootstrap, f"{prefix}.dead-letters")
+    conflicts = await _conflicts(_read(kafka_bootstrap, f"{prefix}.dead-letters", subjects))
     stored = await _stored(postgres_dsn, subjects)
     _check_answers(entries, findings)
-    _check_stored(entries, stored, _conflicts(letters, subjects), findings)
+    _check_stored(entries, stored, conflicts, findings)
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
     await admin.start()
     topics = await _topics(admin, prefix)
     await admin.close()
     for topic in topics:
-        seen = _check_order(topic, await _read(kafka_bootstrap, topic), entries, findings)
+        seen = await _check_order(topic, _read(kafka_bootstrap, topic, subjects), entries, findings)
         if topic == f"{prefix}.ingress":
             for entry in entries:
                 if entry.answer == "accepted" and (entry.subject, entry.id, entry.hash) not in seen:
@@ -150,8 +150,8 @@ def _check_stored(
             findings.add("an event both stored and a dead letter", identity)
 
 
-def _check_order(
-    topic: str, records: Sequence[ConsumerRecord], entries: Iterable[Entry], findings: Findings
+async def _check_order(
+    topic: str, records: AsyncIterator[ConsumerRecord[Any, Any]], entries: Iterable[Entry], findings: Findings
 ) -> set[tuple[str, str, str]]:
     """Within a subject: what was acknowledged before another was sent stands before it, repeats aside.
 
@@ -162,7 +162,7 @@ def _check_order(
         first_sent.setdefault((entry.subject, entry.id, entry.hash), entry)
     seen: set[tuple[str, str, str]] = set()
     latest_sent: dict[str, int] = defaultdict(int)
-    for record in records:
+    async for record in records:
         headers = dict(record.headers)
         event = orjson.loads(record.value)
         hash_ = event.get("contenthash") or headers["content-hash"].hex()
@@ -217,14 +217,10 @@ async def _stored(postgres_dsn: str, subjects: set[str]) -> dict[Identity, list[
     return stored
 
 
-def _conflicts(letters: Iterable[ConsumerRecord], subjects: set[str]) -> dict[Identity, set[str]]:
+async def _conflicts(letters: AsyncIterator[ConsumerRecord[Any, Any]]) -> dict[Identity, set[str]]:
     conflicts: dict[Identity, set[str]] = defaultdict(set)
-    for letter in letters:
-        if (
-            letter.key is not None
-            and letter.key.decode() in subjects
-            and dict(letter.headers).get("dead-letter-code") == b"id_conflict"
-        ):
+    async for letter in letters:
+        if dict(letter.headers).get("dead-letter-code") == b"id_conflict":
             event = orjson.loads(letter.value)
             conflicts[letter.key.decode(), event["id"]].add(event["contenthash"])
     return conflicts
@@ -244,8 +240,12 @@ async def _partitions(admin: AIOKafkaAdminClient, topics: Sequence[str]) -> list
     return [TopicPartition(topic["topic"], part["partition"]) for topic in described for part in topic["partitions"]]
 
 
-async def _read(kafka_bootstrap: str, topic: str) -> list[ConsumerRecord[Any, Any]]:
-    """Read a topic from its beginning to its end, each partition in order."""
+async def _read(kafka_bootstrap: str, topic: str, subjects: set[str]) -> AsyncIterator[ConsumerRecord[Any, Any]]:
+    """Read a topic from its beginning to its end, each partition in order; yield what is about these subjects.
+
+    Others may have filled it before, with more than fits into memory.
+    """
+    wanted = {subject.encode() for subject in subjects}
     consumer = AIOKafkaConsumer(bootstrap_servers=kafka_bootstrap, auto_offset_reset="earliest", max_poll_records=5000)
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
     await consumer.start()
@@ -254,15 +254,15 @@ async def _read(kafka_bootstrap: str, topic: str) -> list[ConsumerRecord[Any, An
         partitions = await _partitions(admin, [topic])
         consumer.assign(partitions)
         ends = await consumer.end_offsets(partitions)
-        records: list[ConsumerRecord[Any, Any]] = []
         left = {at for at in partitions if ends[at] > 0}
         while left:
             for at, some in (await consumer.getmany(timeout_ms=500)).items():
-                records += [record for record in some if record.offset < ends[at]]
+                for record in some:
+                    if record.key in wanted and record.offset < ends[at]:
+                        yield record
             for at in list(left):
                 if await consumer.position(at) >= ends[at]:
                     left.discard(at)
-        return records
     finally:
         await admin.close()
         await consumer.stop()

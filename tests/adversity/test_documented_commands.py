@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tests.adversity.running import Running
 
 PAGE = Path(__file__).parents[2] / "docs/api.md"
@@ -44,7 +43,6 @@ def test_the_commands_of_the_api_tour_run_as_they_stand_and_answer_what_it_says(
     assert json.loads(made.splitlines()[-1])["key"].startswith("drm_")
 
 
-@pytest.mark.slow
 def test_the_commands_and_the_snippet_about_credentials_make_tokens_that_get_in(path: Running, tmp_path: Path) -> None:
     (tmp_path / ".drm").symlink_to(path.ready_file.parent / "data")
     (tmp_path / ".venv").symlink_to(sys.prefix)

@@ -3,11 +3,13 @@
 import asyncio
 import base64
 import json
+import subprocess
+import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import asyncpg
 import httpx
@@ -16,8 +18,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from pydantic import SecretStr
 from tests.adversity.parts import Parts
-from tests.conftest import make_settings
+from tests.conftest import make_environment, make_settings
 from tests.integration.brokers import SecuredBroker
+from tests.integration.edge import until
 from tests.integration.test_credentials import make_key
 from tests.tokens import new_private_key, private_pem, public, token
 from websockets.asyncio.client import connect
@@ -26,6 +29,205 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from drm_ingest.settings import Settings
 
 PROCESSES = ("edge", "enrich", "attach", "serve")
+DEVICE = "meter-7"
+
+
+class Broker(SecuredBroker):
+    PASSWORD = f"canary-sasl-{uuid.uuid4().hex}"
+
+
+@pytest.mark.row("forged")
+async def test_no_secret_is_written_anywhere(
+    private_postgres: Callable[[], Any], tmp_path: Path, seen: Callable[[str], None]
+) -> None:
+    broker = Broker(tmp_path / "secured")
+    postgres, _ = await asyncio.gather(asyncio.to_thread(private_postgres), asyncio.to_thread(broker.start))
+    settings = make_settings(broker, postgres.dsn).model_copy(
+        update={
+            "kafka_bootstrap": broker.secured,
+            "kafka_security_protocol": "SASL_SSL",
+            "kafka_sasl_username": broker.USER,
+            "kafka_sasl_password": SecretStr(broker.PASSWORD),
+            "kafka_ssl_ca_file": broker.ca_file,
+            "postgres_dsn": SecretStr(postgres.dsn),
+            "authentication_failures_per_s_max": 1_000_000,  # so that each is looked at
+        }
+    )
+    fleet = new_private_key()
+    secrets = {
+        "the password of Postgres": urlsplit(postgres.dsn).password or "",
+        "the password of Kafka": broker.PASSWORD,
+        "an administrator's key": await make_key(postgres.dsn, "office", role="admin"),
+        "a token": token(fleet, DEVICE),
+        "an expired token": token(fleet, DEVICE, age_s=7200),
+        "a forged token": token(new_private_key(), DEVICE, kid=public(fleet).thumbprint),
+        "an unknown key": f"drm_{uuid.uuid4().hex}{uuid.uuid4().hex}",
+        "a private key": private_pem(new_private_key()).decode().split("\n")[1],
+    }
+    assert all(len(secret) > 20 for secret in secrets.values())
+    parts = Parts(settings, tmp_path, PROCESSES)
+    try:
+        await asyncio.to_thread(parts.start)
+        answers = await register(parts, secrets, public(fleet).pem)
+        answers += await offer(parts, secrets)
+        await asyncio.to_thread(postgres.kill)  # so that there is something to complain of
+        commands = asyncio.gather(*(asyncio.to_thread(said, settings, *each) for each in COMMANDS))
+        answers += await offer(parts, secrets) + await commands
+        await until(lambda: complained(parts))
+        await asyncio.to_thread(postgres.start)
+        await parts.ready("attach")
+        answers += await offer(parts, secrets)
+        await until(lambda: stored(postgres.dsn), within_s=60)
+        async with httpx.AsyncClient(timeout=30) as client:
+            metrics = [(await client.get(parts.url(process) + "/metrics")).content for process in PROCESSES]
+        places = {
+            "answers and what commands say": b"\n".join(answers),
+            "metrics": b"\n".join(metrics),
+            "Kafka": await everything_in_kafka(settings, broker.bootstrap),
+            "Postgres": await everything_in_postgres(postgres.dsn),
+            **logs_in(tmp_path),
+        }
+    finally:
+        parts.end()
+        await asyncio.to_thread(broker.kill)
+    # That each place was really looked into.
+    assert {f"{process}.log" for process in PROCESSES} <= places.keys()
+    assert any("postgres" in name for name in places)
+    assert all(DEVICE.encode() in places[name] for name in ("Kafka", "Postgres"))
+    assert b'drm_refusals_total{code="unauthenticated"}' in places["metrics"]
+    leaks = {
+        (what, name)
+        for what, secret in secrets.items()
+        for form in forms(secret)
+        for name, content in places.items()
+        if form in content
+    }
+    assert not leaks
+    searched_kb = sum(map(len, places.values())) // 1024
+    seen(f"{len(secrets)} secrets planted, none found in {searched_kb} KB of {len(places)} places")
+
+
+def forms(secret: str) -> Iterable[bytes]:
+    """Return how it may look: as it is, as a user name of Basic, in a URL, cut short."""
+    yield secret.encode()
+    yield base64.b64encode(f"{secret}:".encode())[:-4]
+    yield quote(secret, safe="").encode()
+    yield secret[:24].encode()
+
+
+# -- where secrets may go, and where people put them by mistake
+
+
+async def register(parts: Parts, secrets: dict[str, str], fleet: str) -> list[bytes]:
+    """Make a sender with a key and a fleet's key; return the answers to what must not be sent like that."""
+    office = {"authorization": "Bearer " + secrets["an administrator's key"]}
+    async with httpx.AsyncClient(base_url=parts.url("serve"), headers=office, timeout=30) as admin:
+        sender = (await admin.post("/v1/senders", json={"name": "fleet"})).json()["id"]
+        made = await admin.post(f"/v1/senders/{sender}/fleet-keys", json={"public_key": fleet})
+        assert made.status_code == 201, made.text
+        secrets["a key just made"] = (await admin.post(f"/v1/senders/{sender}/keys")).json()["key"]
+        pem = f"-----BEGIN PRIVATE KEY-----\n{secrets['a private key']}\n-----END PRIVATE KEY-----"
+        by_mistake = [
+            await admin.post(f"/v1/senders/{sender}/fleet-keys", json={"public_key": pem}),
+            await admin.post(f"/v1/senders/{sender}/fleet-keys", json={"public_key": {"d": secrets["a private key"]}}),
+            await admin.post("/v1/senders", json={"name": "x", "key": secrets["a key just made"]}),
+            await admin.post(f"/v1/senders/{sender}/keys", json={"scope": {"key": secrets["a key just made"]}}),
+            await admin.post("/v1/senders", json=secrets["a key just made"]),
+            await admin.get("/v1/senders", params={"key": secrets["a key just made"]}),
+        ]
+    assert {answer.status_code for answer in by_mistake[:-1]} <= {400, 422}, by_mistake
+    return [answer.content for answer in by_mistake]
+
+
+async def offer(parts: Parts, secrets: dict[str, str]) -> list[bytes]:
+    """Send each as a credential, in every place where it can be put; return all answers."""
+    edge, serve = parts.url("edge"), parts.url("serve")
+    async with httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=16)) as client:
+
+        async def ask(credential: str, authorization: str) -> list[bytes]:
+            headers = {"authorization": authorization}
+            event = {"id": uuid.uuid4().hex, "type": "device.measurement", "subject": DEVICE}
+            answers = [
+                await client.post(f"{edge}/v1/events", json=[{**event, "data": {"temperature": 1}}], headers=headers),
+                await client.post(f"{edge}/v1/events", json=["nonsense"], headers=headers),
+                await client.post(f"{edge}/v1/events", params={"access_token": credential}, headers=headers),
+                await client.get(f"{serve}/v1/senders", headers=headers),
+                await client.get(f"{serve}/v1/nothing", params={"key": credential}, headers=headers),
+            ]
+            return [answer.content for answer in answers]
+
+        asked = [
+            ask(credential, authorization)
+            for credential in secrets.values()
+            for authorization in (f"Bearer {credential}", basic(credential), f"Token {credential}")
+        ]
+        sockets = [over_websocket(edge, credential) for credential in secrets.values()]
+        return [answer for answers in await asyncio.gather(*asked, *sockets) for answer in answers]
+
+
+def basic(credential: str) -> str:
+    return "Basic " + base64.b64encode(f"{credential}:".encode()).decode()
+
+
+async def over_websocket(edge: str, credential: str) -> list[bytes]:
+    answers: list[bytes] = []
+    try:
+        url = edge.replace("http", "ws") + f"/v1/events?key={quote(credential, safe='')}"
+        async with connect(url) as socket, asyncio.timeout(30):
+            await socket.send(json.dumps({"hello": {"key": credential}}))
+            await socket.send('{"seq": 1, "events": [7]}')
+            while "ack" not in (told := json.loads(await socket.recv())):
+                answers.append(json.dumps(told).encode())
+            answers.append(json.dumps(told).encode())
+    except ConnectionClosed as closed:
+        answers.append(str(closed).encode())
+    except InvalidStatus as refused:
+        answers.append(bytes(refused.response.body or b""))
+    return answers
+
+
+COMMANDS: list[tuple[tuple[str, ...], dict[str, str]]] = [
+    (("doctor",), {}),
+    (("migrate",), {}),
+    (("edge",), {"DRM_POSTGRES_DSN": "{dsn} and more", "DRM_KAFKA_SASL_PASSWORD": "{password}\n"}),
+    (("edge",), {"DRM_KAFKA_SASL_USERNAME": "nobody"}),
+    (("edge",), {"DRM_KAFKA_PASSWORD": "{password}", "DRM_EDGE_PORT": "{password}"}),
+]
+"""With Postgres away, or set up wrongly."""
+
+
+def said(settings: Settings, command: tuple[str, ...], changed: dict[str, str]) -> bytes:
+    """Return what a command says, to people and logs."""
+    own = make_environment(settings)
+    dsn, password = own["DRM_POSTGRES_DSN"], own["DRM_KAFKA_SASL_PASSWORD"]
+    environment = own | {name: value.format(dsn=dsn, password=password) for name, value in changed.items()}
+    done = subprocess.run(
+        [sys.executable, "-m", "drm_ingest", *command], env=environment, capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode != 0, (command, done.stdout)
+    return done.stdout + done.stderr
+
+
+# -- where everything is that is written
+
+
+async def complained(parts: Parts) -> bool:
+    """Whether these have noticed that Postgres is gone."""
+    return all(
+        any(
+            json.loads(line)["level"] in ("warning", "error")
+            for line in parts[process].log_file.read_text().splitlines()
+        )
+        for process in ("edge", "attach", "serve")
+    )
+
+
+async def stored(dsn: str) -> bool:
+    db = await asyncpg.connect(dsn)
+    try:
+        return bool(await db.fetchval("select exists (select from event where subject = $1)", DEVICE))
+    finally:
+        await db.close()
 
 
 async def everything_in_kafka(settings: Settings, plain: str) -> bytes:
@@ -67,132 +269,3 @@ def logs_in(folder: Path) -> dict[str, bytes]:
     """Return what our processes and Postgres logged, by the path of the file."""
     files = [*folder.glob("*.log"), *folder.glob("postgres-*/**/*.log")]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
-
-
-class Broker(SecuredBroker):
-    PASSWORD = f"canary-sasl-{uuid.uuid4().hex}"
-
-
-@pytest.mark.row("forged")
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-async def test_no_secret_is_written_anywhere(
-    private_postgres: Callable[[], Any], tmp_path: Path, seen: Callable[[str], None]
-) -> None:
-    postgres = await asyncio.to_thread(private_postgres)
-    broker = Broker(tmp_path / "secured")
-    await asyncio.to_thread(broker.start)
-    dsn = postgres.dsn
-    password = urlsplit(dsn).password
-    assert password
-    settings = make_settings(broker, dsn).model_copy(
-        update={
-            "kafka_bootstrap": broker.secured,
-            "kafka_security_protocol": "SASL_SSL",
-            "kafka_sasl_username": broker.USER,
-            "kafka_sasl_password": SecretStr(broker.PASSWORD),
-            "kafka_ssl_ca_file": broker.ca_file,
-            "postgres_dsn": SecretStr(dsn),
-        }
-    )
-    parts = Parts(settings, tmp_path, PROCESSES)
-    try:
-        await asyncio.to_thread(parts.start)
-        office = await make_key(postgres.dsn, "office", role="admin")
-        private, expired = new_private_key(), new_private_key()
-        secrets = {
-            "the password of Postgres": password,
-            "the password of Kafka": broker.PASSWORD,
-            "an administrator's key": office,
-            "a token": token(private, "meter-7"),
-            "an expired token": token(private, "meter-7", age_s=7200),
-            "a forged token": token(expired, "meter-7"),
-            "an unknown key": f"drm_{uuid.uuid4().hex}{uuid.uuid4().hex}",
-            "a private key": private_pem(new_private_key()).decode().split("\n")[1],
-        }
-        problems = await _plant(parts, secrets, private)
-        await asyncio.to_thread(postgres.kill)  # so that there is something to complain of
-        await _post_and_ask(parts, secrets)
-        await asyncio.sleep(2)
-        await asyncio.to_thread(postgres.start)
-        problems += await _post_and_ask(parts, secrets)
-        metrics = []
-        async with httpx.AsyncClient(timeout=30) as client:
-            metrics = [(await client.get(parts.url(process) + "/metrics")).content for process in PROCESSES]
-        places = {
-            "problems and answers": b"\n".join(problems),
-            "metrics": b"\n".join(metrics),
-            "Kafka": await everything_in_kafka(settings, broker.bootstrap),
-            "Postgres": await everything_in_postgres(postgres.dsn),
-            **logs_in(tmp_path),
-        }
-    finally:
-        for process in PROCESSES:
-            parts[process].kill()
-        await asyncio.to_thread(broker.kill)
-    assert {"edge.log", "serve.log", "enrich.log", "attach.log"} <= places.keys()
-    assert any("postgres" in name for name in places)
-    assert b"meter-7" in places["Kafka"]
-    assert b"meter-7" in places["Postgres"]
-    leaks = {
-        (what, place)
-        for what, secret in secrets.items()
-        for form in (secret, base64.b64encode(f"{secret}:".encode()).decode()[:-4], secret[:24])
-        for place, content in places.items()
-        if form.encode() in content
-    }
-    assert not leaks
-    searched_kb = sum(map(len, places.values())) // 1024
-    seen(f"{len(secrets)} secrets planted, none found in {searched_kb} KB of {len(places)} places")
-
-
-async def _plant(parts: Parts, secrets: dict[str, str], private: Any) -> list[bytes]:
-    """Put each secret where secrets may go, and where people put them by mistake."""
-    office = {"authorization": "Bearer " + secrets["an administrator's key"]}
-    async with httpx.AsyncClient(base_url=parts.url("serve"), headers=office, timeout=30) as admin:
-        sender = (await admin.post("/v1/senders", json={"name": "fleet"})).json()["id"]
-        made = await admin.post(f"/v1/senders/{sender}/fleet-keys", json={"public_key": public(private).pem})
-        assert made.status_code == 201, made.text
-        new = (await admin.post(f"/v1/senders/{sender}/keys")).json()
-        secrets["a key just made"] = new["key"]
-        pem = f"-----BEGIN PRIVATE KEY-----\n{secrets['a private key']}\n-----END PRIVATE KEY-----"
-        by_mistake = [
-            await admin.post(f"/v1/senders/{sender}/fleet-keys", json={"public_key": pem}),
-            await admin.post(f"/v1/senders/{sender}/fleet-keys", json={"public_key": {"d": secrets["a private key"]}}),
-            await admin.post("/v1/senders", json={"name": "x", "key": secrets["a key just made"]}),
-            await admin.get("/v1/senders", params={"key": secrets["a key just made"]}),
-        ]
-    return [answer.content for answer in by_mistake] + await _post_and_ask(parts, secrets)
-
-
-async def _post_and_ask(parts: Parts, secrets: dict[str, str]) -> list[bytes]:
-    answers = []
-    async with httpx.AsyncClient(timeout=30) as client:
-        for credential in secrets.values():
-            basic = base64.b64encode(f"{credential}:".encode()).decode()
-            for authorization in (f"Bearer {credential}", f"Basic {basic}", f"Token {credential}"):
-                headers = {"authorization": authorization}
-                event = [
-                    {
-                        "id": uuid.uuid4().hex,
-                        "type": "device.measurement",
-                        "subject": "meter-7",
-                        "data": {"temperature": 1},
-                    }
-                ]
-                answers += [
-                    await client.post(parts.url("edge") + "/v1/events", json=event, headers=headers),
-                    await client.post(parts.url("edge") + "/v1/events", json=["nonsense"], headers=headers),
-                    await client.post(parts.url("edge") + f"/v1/events?access_token={credential}", headers=headers),
-                    await client.get(parts.url("serve") + "/v1/senders", headers=headers),
-                    await client.get(parts.url("serve") + f"/v1/nothing?key={credential}", headers=headers),
-                ]
-            try:
-                async with connect(parts.url("edge").replace("http", "ws") + f"/v1/events?key={credential}") as socket:
-                    await socket.send(json.dumps({"hello": {"key": credential}}))
-                    await socket.send('{"seq": 1, "events": [7]}')
-                    async with asyncio.timeout(5):
-                        answers += [httpx.Response(200, content=str(await socket.recv()).encode()) for _ in range(2)]
-            except (ConnectionClosed, InvalidStatus, TimeoutError):
-                pass
-    return [answer.content for answer in answers]

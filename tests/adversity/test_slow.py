@@ -14,7 +14,8 @@ from tests.adversity.good import Good, exact
 from tests.integration.edge import Edge, an_event, head, request, until
 
 HEADER_S, BODY_S, IDLE_S = 2.0, 2.0, 3.0
-GRACE_S = 6.0  # the sweep is twice a second; the rest is for a busy machine
+SWEPT_S = 1.0  # the sweep is twice a second
+READING_S = 12.0  # and who does not read is cut when all buffers are full, which takes its time to begin with
 DRIP_S = 0.2
 DEADLINES = {
     "request_header_timeout_s": HEADER_S,
@@ -110,13 +111,14 @@ OF_EACH = 10
 async def test_whoever_is_too_slow_is_cut_in_time_and_good_clients_do_not_notice(
     start_edge: Callable[..., Edge], seen: Callable[[str], None], silent: int
 ) -> None:
-    rounds = 4 if silent > 200 else 1
-    edge = start_edge(**DEADLINES)
+    rounds = 4 if silent > 200 else 0
+    edge = await asyncio.to_thread(start_edge, **DEADLINES)
     quiet, abused = Good(edge), Good(edge)
     latest: dict[str, float] = {}
-    for _ in range(rounds):  # in turns: a machine that is busy is so for both
-        async with quiet.sending():
-            await asyncio.sleep(4)
+    for _ in range(rounds or 1):  # in turns: a machine that is busy is so for both
+        if rounds:
+            async with quiet.sending():
+                await asyncio.sleep(4)
         async with abused.sending():
             tasks = [
                 (name, asyncio.create_task(way(edge)))
@@ -125,15 +127,20 @@ async def test_whoever_is_too_slow_is_cut_in_time_and_good_clients_do_not_notice
             ]
             for name, task in tasks:
                 latest[name] = max(latest.get(name, 0), await task)
-    late = {name: took for name, took in latest.items() if took > WAYS[name][1] + GRACE_S + silent / 500}
-    # Nothing tells a client that does not read when it is cut but that it cannot send: its own buffers come first.
-    assert not {name for name in late if "read" not in name}, latest
-    assert not {name for name in late if latest[name] > 15}, latest
+    # What keeps a good client waiting (a busy machine, 2,000 sockets of our own) keeps the others too: when they come,
+    # when their time is up, and when they hear of it.
+    pulse_s = max(abused.seconds)
+    late = {
+        name: took
+        for name, took in latest.items()
+        if took > (READING_S if "read" in name else WAYS[name][1]) + SWEPT_S + 3 * pulse_s
+    }
+    assert not late, f"{latest}, the pulse took {pulse_s:.2f} s"
     await until(lambda: only_ours(edge))
-    await exact(edge, quiet, abused)
+    await exact(edge, quiet, abused) if rounds else await exact(edge, abused)
     seen(f"{silent} silent and {OF_EACH} of each other kind cut within {max(latest.values()):.1f} s")
-    seen(f"p99 of good clients {quiet.p99_ms():.0f} → {abused.p99_ms():.0f} ms")
-    if rounds > 1:
+    if rounds:
+        seen(f"p99 of good clients {quiet.p99_ms():.0f} → {abused.p99_ms():.0f} ms")
         assert abused.p99_ms() <= 2 * quiet.p99_ms() + 10
 
 

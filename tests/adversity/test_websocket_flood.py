@@ -97,14 +97,18 @@ async def test_a_reconnecting_crowd_is_let_in_bit_by_bit(
 
 def frame(opcode: int, payload: bytes, *, last: bool = True) -> bytes:
     """Return a frame of a client, masked with zeros."""
-    size = len(payload)
+    return head_of(opcode, len(payload), last=last) + payload
+
+
+def head_of(opcode: int, size: int, *, last: bool = True) -> bytes:
+    """Return what a frame begins with."""
     if size < 126:
         length = bytes([0x80 | size])
     elif size < 65536:
         length = b"\xfe" + size.to_bytes(2, "big")
     else:
         length = b"\xff" + size.to_bytes(8, "big")
-    return bytes([opcode | (0x80 if last else 0)]) + length + bytes(4) + payload
+    return bytes([opcode | (0x80 if last else 0)]) + length + bytes(4)
 
 
 @contextlib.asynccontextmanager
@@ -151,6 +155,12 @@ PART_BYTES = 448 * KiB
 A_MESSAGE = json.dumps({"seq": 1, "events": [an_event()]}).encode()
 
 
+def in_pieces(size: int) -> Iterator[bytes]:
+    """A frame bit by bit: a hundred whole ones of 17 MiB would take us more memory than the edge."""
+    yield head_of(TEXT, size)
+    yield from repeat(b"x" * MiB, size // MiB)
+
+
 def fragments(size: int) -> Iterator[bytes]:
     yield frame(TEXT, b"x" * size, last=False)
     while True:
@@ -162,11 +172,11 @@ def messages(edge: Edge) -> Coroutine[Any, Any, tuple[int, str]]:
 
 
 def large_frame(edge: Edge) -> Coroutine[Any, Any, tuple[int, str]]:
-    return flood(edge, [frame(TEXT, b"x" * (17 * MiB))])
+    return flood(edge, in_pieces(17 * MiB))
 
 
 def large_frame_before_a_hello(edge: Edge) -> Coroutine[Any, Any, tuple[int, str]]:
-    return flood(edge, [frame(TEXT, b"x" * (17 * MiB))], key=None)
+    return flood(edge, in_pieces(17 * MiB), key=None)
 
 
 def small_fragments(edge: Edge) -> Coroutine[Any, Any, tuple[int, str]]:
@@ -205,7 +215,7 @@ FLOODS: list[tuple[Callable[[Edge], Coroutine[Any, Any, tuple[int, str]]], int, 
 async def test_every_flood_is_closed_with_its_reason(
     start_edge: Callable[..., Edge], seen: Callable[[str], None], times: int
 ) -> None:
-    edge = start_edge(**BOUNDS, websocket_window_messages=4)
+    edge = start_edge(**BOUNDS, websocket_window_messages=4, websocket_handshakes_per_s_max=1000)
     good = Good(edge)
     async with good.sending(2):
         ends = await asyncio.gather(*(begin(edge) for begin, _, _ in FLOODS for _ in range(times)))

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import asyncpg
 import httpx
+import psutil
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import make_environment, run_aside
@@ -148,13 +149,17 @@ class Edge:
     def start_unprepared(cls, settings: Settings, log: Path, workers: int = 1) -> Self:
         edge = cls.launch(settings, log, workers)
         deadline = time.monotonic() + START_WITHIN_S
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(edge.url + "/health/ready").status_code == 200:
-                    return edge
-            assert edge.process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
+        try:
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    if httpx.get(edge.url + "/health/ready").status_code == 200:
+                        return edge
+                assert edge.process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.05)
+        except BaseException:
+            edge.kill()  # nobody else knows of it yet
+            raise
 
     @classmethod
     def launch(cls, settings: Settings, log: Path, workers: int = 1) -> Self:
@@ -168,6 +173,16 @@ class Edge:
         if self.process.poll() is None:
             os.kill(self.process.pid, signal.SIGTERM)
         return self.process.wait(30)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until its workers have ended too."""
+        workers = psutil.Process(self.process.pid).children(recursive=True) if self.process.poll() is None else []
+        self.process.kill()
+        self.process.wait()
+        for each in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        psutil.wait_procs(workers, timeout=10)
 
     @contextlib.asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:
@@ -229,4 +244,5 @@ class Edge:
 
     async def stored(self, *subjects: str) -> list[str]:
         """Return which of these subjects are in the ingress topic, once for each of their events."""
-        return sorted(subject for record in await self.records() if (subject := record.key.decode()) in subjects)
+        asked = set(subjects)
+        return sorted(subject for record in await self.records() if (subject := record.key.decode()) in asked)

@@ -53,5 +53,4 @@ def start_edge(settings: Settings, tmp_path: Path) -> Iterator[Callable[..., Edg
 
     yield start
     for running in started:
-        running.process.kill() if running.process.poll() is None else None
-        running.process.wait()
+        running.kill()
