@@ -53,8 +53,8 @@ class Good:
 async def exact(edge: Edge, *good: Good) -> None:
     """Hold the ledger: what the good clients were told is true, and the edge's own counts add up.
 
-    An event may stand in the ingress topic twice where Kafka was too slow to acknowledge a batch, and was
-    sent it again; whoever reads on tells it by its identity.
+    An event may stand in the ingress topic twice where Kafka was too slow to acknowledge a batch, and it was
+    sent again; whoever reads on tells it by its identity.
     """
     subjects = [subject for each in good for subject in each.subjects]
     assert {status for each in good for status in each.answers} == {200}
