@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -182,6 +183,12 @@ def _load_type(folder: Path) -> list[Schema]:
     return schemas
 
 
+@cache
+def _strict() -> jsonschema_rs.Draft202012Validator:
+    """Compile it once: the library never frees a validator that refers to itself, a quarter of a megabyte each."""
+    return jsonschema_rs.Draft202012Validator(_STRICT, offline=True)
+
+
 def _load_schema(path: Path) -> Schema:
     type_, version = path.parent.name, path.stem
     try:
@@ -201,7 +208,7 @@ def _load_schema(path: Path) -> Schema:
         raise BadSchema(path, f'"x-drm.family" must be lower-case letters, digits and "-", and not "{UNCLASSIFIED}"')
     if not isinstance(data_required, bool):
         raise BadSchema(path, '"x-drm.data_required" must be true or false')
-    if unknown := jsonschema_rs.Draft202012Validator(_STRICT, offline=True).evaluate(document).errors():
+    if unknown := _strict().evaluate(document).errors():
         where = max((entry["instanceLocation"] for entry in unknown), key=lambda place: place.count("/"))
         raise BadSchema(path, f"{where} is not in JSON Schema 2020-12; a keyword of your own begins with x-")
     try:

@@ -107,6 +107,12 @@ async def test_a_text_in_the_registry_comes_out_as_it_went_in(path: Running, sub
                 answer = await serve.get(strange)
                 assert answer.status_code == 404
                 assert "set-cookie" not in answer.headers
+            device = f"/v1/devices/{quote(subject + text, safe='')}"
+            assert (await serve.put(device, json={"model": text})).status_code == 201, text
+            for described in (await serve.get(device), await serve.put(device, json={"model": text})):
+                assert (described.json()["id"], described.json()["model"]) == (subject + text, text)
+            for room in (device + "/events", f"/v1/parties/crm:{quote(reference, safe='')}/timeline"):
+                assert (await serve.get(room)).json()["items"] == [], room
             key = await serve.get("/v1/senders", headers={b"authorization": f"Bearer {latin(text)}".encode("latin-1")})
             assert key.status_code == 401
 

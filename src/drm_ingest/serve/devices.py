@@ -64,7 +64,7 @@ async def _device(db: Db, id_: str) -> Device:
 
 
 @routes.put(
-    "/{device:path}",
+    "/{device:rest}",
     summary="Register a device, or describe it anew",
     description="200, or 201 where it was unknown.",
     responses={201: {"model": Device, "description": "It was unknown."}, **documented()},
@@ -80,7 +80,7 @@ async def put(device: DeviceId, body: DeviceDescription, response: Response, db:
 
 # An id may hold a slash, so the path parameter takes what is left; the longer path stands first.
 @routes.get(
-    "/{device:path}/events",
+    "/{device:rest}/events",
     summary="What happened on a device, newest first",
     responses=documented("not_found"),
     dependencies=[Depends(reader)],
@@ -98,7 +98,7 @@ async def list_events(
 
 
 @routes.get(
-    "/{device:path}",
+    "/{device:rest}",
     summary="The record of a device",
     responses=documented("not_found"),
     dependencies=[Depends(reader)],

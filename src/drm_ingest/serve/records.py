@@ -99,7 +99,7 @@ async def _party(db: Db, name: str) -> asyncpg.Record:
 
 # The name of a party may hold a slash (crm:a/7): the parameter takes what is left of the path; the longer stands first.
 @routes.get(
-    "/{party:path}/timeline",
+    "/{party:rest}/timeline",
     summary="What happened, newest first",
     description="Everything that happened on a device while the party held a role on it, and what is about the party "
     "itself. An event is on it once, however many roles the party held.",
@@ -126,7 +126,7 @@ async def timeline(
 
 
 @routes.get(
-    "/{party:path}",
+    "/{party:rest}",
     summary="The record of a party",
     description="Right at once: put together from its relations and the events as they are now. "
     "An event counts once for a party, however many roles it held, and only in [`valid_from`, `valid_to`).",

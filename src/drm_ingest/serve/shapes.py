@@ -5,6 +5,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import orjson
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from drm_ingest.event import SUBJECT_CHARACTERS_MAX, TYPE_CHARACTERS_MAX
 
@@ -36,6 +37,14 @@ def _in_utc(time: datetime) -> datetime:
 def _decoded(value: Any) -> Any:
     return orjson.loads(value) if isinstance(value, str) else value
 
+
+class _RestOfPath(PathConvertor):
+    """What is left of a path, with slashes and line breaks: a subject may have both, and `path` ends at the latter."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("rest", _RestOfPath())
 
 Text = Annotated[str, AfterValidator(_storable)]
 Name = Annotated[Text, StringConstraints(min_length=1, max_length=300)]
