@@ -13,6 +13,7 @@ from loadtests.verify import quiet
 from tests.adversity.abuse import STORED_WITHIN_S, Holds, at_the_door, at_the_route, post, sentinel_behind
 from tests.adversity.bad_input import an_event
 from tests.adversity.running import Running
+from tests.integration.edge import NO_TLS
 
 TEXTS = {
     "SQL": "'; DROP TABLE event; --",
@@ -75,13 +76,18 @@ async def test_a_text_is_stored_as_it_was_sent(holds: Holds, subject: str, reach
             await asyncio.sleep(0.05)
     await holds.check(subject, *TEXTS.values())
     by_subject = {row["subject"]: row for row in rows}
-    async with httpx.AsyncClient(base_url=where["serve_url"], headers=bearer(where["admin_key"])) as serve:
+    async with at_serve(where) as serve:
         for text in TEXTS.values():
             row = by_subject[subject + text]
             assert (row["id"], row["source"], row["type"], row["sequence"]) == (text, text, text, text)
             assert json.loads(row["data"]) == {text: [text, {text: text}]}
             found = await serve.get("/v1/events", params={"subject": subject + text, "source": text, "id": text})
             assert (found.status_code, found.json()["fate"]) == (200, "attached"), found.text
+
+
+def at_serve(where: dict[str, Any]) -> httpx.AsyncClient:
+    headers = bearer(where["admin_key"])
+    return httpx.AsyncClient(base_url=where["serve_url"], headers=headers, timeout=30, verify=NO_TLS)
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -91,7 +97,7 @@ def bearer(key: str) -> dict[str, str]:
 @pytest.mark.row("injection")
 async def test_a_text_in_the_registry_comes_out_as_it_went_in(path: Running, subject: str) -> None:
     where = path.where
-    async with httpx.AsyncClient(base_url=where["serve_url"], headers=bearer(where["admin_key"])) as serve:
+    async with at_serve(where) as serve:
         for text in TEXTS.values():
             sender = await serve.post("/v1/senders", json={"name": subject + text})
             assert (sender.status_code, sender.json()["name"]) == (201, subject + text)
@@ -133,7 +139,7 @@ async def test_each_line_of_a_log_is_one_object_whatever_was_sent(path: Running,
                 async with reach(where["edge_url"]) as wire:
                     reply = await post(wire, where["sender_key"], of_a_kind(text, subject)[:-1], headers)
                     assert 400 <= reply.status < 500
-        async with httpx.AsyncClient(base_url=where["serve_url"], headers=bearer(where["admin_key"])) as serve:
+        async with at_serve(where) as serve:
             await serve.get("/v1/parties/" + quote(text, safe=""), params={text: text})
             await serve.post("/v1/senders", json={text: text, "name": [text]})
     logs = [*(path.ready_file.parent / "data" / "logs").glob("*.log")]
@@ -173,7 +179,7 @@ async def test_the_series_of_the_metrics_do_not_grow_with_what_is_sent(
 
     async with (
         httpx.AsyncClient(base_url=where["edge_url"], headers=bearer(where["sender_key"]), timeout=30) as edge,
-        httpx.AsyncClient(base_url=where["serve_url"], headers=bearer(where["admin_key"]), timeout=30) as serve,
+        at_serve(where) as serve,
     ):
         for number in range(3):
             await send(number)
