@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import os
 import random
-import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -70,28 +68,7 @@ async def some(bench: Bench, count: int, subjects: int = 40) -> None:
 # -- the worker dies --
 
 
-@pytest.mark.row("worker-killed")
-async def test_killed_between_the_rows_and_the_commit_it_leaves_nothing_and_its_successor_stores_each_once(
-    attached: Bench, environment: dict[str, str], tmp_path: Path
-) -> None:
-    await some(attached, 100, subjects=1)
-    blocker = await asyncpg.connect(attached.settings.postgres_dsn.get_secret_value())
-    async with process(environment, tmp_path / "log") as first:
-        await blocker.execute("begin; lock table subject_day in access exclusive mode")
-        await attached.until(IN_MID_TRANSACTION)
-        first.kill()
-        await first.wait()
-    await blocker.execute("commit")
-    await blocker.close()
-    await attached.until(
-        "select not exists (select from pg_stat_activity where application_name like 'drm attach%' "
-        "and datname = current_database())"
-    )
-    assert await attached.value("select count(*) from event") == 0
-    async with process(environment, tmp_path / "log"):
-        await attached.until(EXACT, 100)
-
-
+@pytest.mark.slow
 @pytest.mark.row("worker-killed")
 async def test_killed_again_and_again_under_load_it_stores_each_once(
     attached: Bench, environment: dict[str, str], tmp_path: Path
@@ -109,25 +86,6 @@ async def test_killed_again_and_again_under_load_it_stores_each_once(
     await putting
     async with process(environment, tmp_path / "log"):
         await attached.until(EXACT, 30_000)
-
-
-async def test_told_to_stop_under_load_it_finishes_its_batch_and_exits_with_0(
-    attached: Bench, environment: dict[str, str], tmp_path: Path
-) -> None:
-    await some(attached, 20_000)
-    environment["DRM_ATTACH_BATCH_RECORDS_MAX"] = "200"
-    async with process(environment, tmp_path / "log") as first:
-        await attached.until("select count(*) > 0 from event")
-        first.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(first.wait(), 15) == 0, (tmp_path / "log").read_text()
-    stored = await attached.value("select count(*) from event")
-    assert 0 < stored < 20_000
-    assert (
-        await attached.value("select sum(next_offset) filter (where next_offset > 0) from consumer_position") == stored
-    )
-    assert await attached.value("select count(*) from consumer_position where holder <> ''") == 0
-    async with process(environment, tmp_path / "log"):
-        await attached.until(EXACT, 20_000)
 
 
 # -- Postgres dies --
@@ -153,6 +111,7 @@ async def test_when_its_backend_is_ended_in_mid_transaction_it_reads_on_from_the
     await blocker.close()
 
 
+@pytest.mark.slow
 @pytest.mark.row("postgres-down")
 async def test_while_postgres_is_gone_it_is_not_ready_and_when_it_is_back_nothing_is_missing(
     settings: Settings, private_postgres: Callable[[], Postgres]
@@ -172,36 +131,6 @@ async def test_while_postgres_is_gone_it_is_not_ready_and_when_it_is_back_nothin
             await attached.until(EXACT, 501)
             await worker.until_ready()
             await worker.settled()
-
-
-@pytest.mark.row("restored")
-async def test_a_postgres_restored_from_an_older_copy_reads_on_from_where_it_was(attached: Bench) -> None:
-    dsn = attached.settings.postgres_dsn.get_secret_value()
-    server, _, name = dsn.rpartition("/")
-    copy = f"restored_{uuid4().hex[:12]}"
-    await some(attached, 300)
-    async with attached.attaching():
-        await attached.until(EXACT, 300)
-    await attached.connection.close()
-    admin = await asyncpg.connect(server + "/postgres")
-    try:
-        await admin.execute(f"create database {copy} template {name}")
-        attached.connection = await asyncpg.connect(dsn)
-        await attached.put(*(event(f"later-{number}") for number in range(200)))
-        async with attached.attaching():
-            await attached.until(EXACT, 500)
-        await attached.connection.close()
-        # Kafka's own offset is past them all by now.
-        attached.connection = await asyncpg.connect(f"{server}/{copy}")
-        assert await attached.value("select count(*) from event") == 300
-        async with attached.attaching(postgres_dsn=SecretStr(f"{server}/{copy}")) as worker:
-            await attached.until(EXACT, 500)
-            await worker.counted({"attached": 200})
-    finally:
-        await attached.connection.close()
-        await admin.execute(f"drop database {copy} with (force)")
-        await admin.close()
-        attached.connection = await asyncpg.connect(dsn)
 
 
 @pytest.mark.row("postgres-down")
@@ -291,6 +220,7 @@ async def test_events_deleted_unread_stop_it_and_it_says_what_to_do(
 # -- two workers --
 
 
+@pytest.mark.slow
 @pytest.mark.row("rebalance")
 async def test_two_workers_share_the_partitions_and_the_one_that_stays_takes_them_all_back(attached: Bench) -> None:
     async with attached.attaching(attach_port=0) as first:
@@ -354,23 +284,6 @@ async def test_a_worker_whose_position_moved_under_it_rolls_back_and_goes_on_fro
         assert worker.outcomes()["duplicate"] == 10 * await attached.value(
             "select count(*) from consumer_position where next_offset > 50"
         )
-
-
-@pytest.mark.row("zombie")
-async def test_a_worker_that_was_frozen_finds_its_share_taken_and_stores_nothing_of_it(
-    attached: Bench, environment: dict[str, str], tmp_path: Path
-) -> None:
-    environment["DRM_ATTACH_BATCH_RECORDS_MAX"] = "100"
-    async with process(environment, tmp_path / "log") as frozen:
-        await some(attached, 5000)
-        await attached.until("select count(*) > 0 from event")
-        os.kill(frozen.pid, signal.SIGSTOP)
-        async with attached.attaching(attach_port=0):
-            await attached.until(EXACT, 5000)
-            os.kill(frozen.pid, signal.SIGCONT)
-            await attached.until("select count(distinct holder) = 2 from consumer_position")
-            await attached.put(*(event(f"later-{number}", f"meter-{number % 40}") for number in range(1000)))
-            await attached.until(EXACT, 6000)
 
 
 # -- at the start --

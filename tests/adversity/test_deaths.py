@@ -17,7 +17,8 @@ async def test_the_ledger_is_exact_on_a_good_day(path: Running, seed: int) -> No
     assert {entry.kind for entry in ledger.entries} == {"new", "repeat", "conflict", "invalid", "unclassified"}
 
 
-@pytest.mark.parametrize("process", ["edge", "enrich", "attach"])
+@pytest.mark.slow  # the edge has tests of its own
+@pytest.mark.parametrize("process", ["enrich", "attach"])
 async def test_the_ledger_is_exact_when_a_process_is_killed_again_and_again_under_load(
     path: Running, seed: int, process: str
 ) -> None:
@@ -28,6 +29,7 @@ async def test_the_ledger_is_exact_when_a_process_is_killed_again_and_again_unde
             await path.back(process, path.kill(process))
 
 
+@pytest.mark.slow
 @pytest.mark.row("broker-killed")
 async def test_the_ledger_is_exact_when_kafka_is_killed_and_comes_back_under_load(path: Running, seed: int) -> None:
     async with path.ledger(events=EVENTS, seed=seed) as ledger:
@@ -37,6 +39,7 @@ async def test_the_ledger_is_exact_when_kafka_is_killed_and_comes_back_under_loa
     assert waited or ledger.resent, "Kafka was gone, and nobody noticed"
 
 
+@pytest.mark.slow
 @pytest.mark.row("postgres-down")
 async def test_the_ledger_is_exact_when_postgres_is_killed_and_comes_back_under_load(path: Running, seed: int) -> None:
     async with path.ledger(events=EVENTS, seed=seed) as ledger:

@@ -77,11 +77,11 @@ async def test_with_no_room_for_rows_attach_waits_says_so_and_goes_on_when_there
         await connection.execute("alter table event_identity set tablespace small")
         await connection.execute("alter index event_identity_pkey set tablespace small")
     parts = await asyncio.to_thread(start_parts, settings.model_copy(update={"postgres_dsn": SecretStr(server.dsn)}))
-    async with parts.ledger(events=9000, seed=seed):
+    async with parts.ledger(events=6000, seed=seed):
         await until(server.dsn, "select exists (select from event)")
         with filled(disk, 128 * 1024):
             told = await not_ready(parts, "No space left on device")
-            await asyncio.sleep(3)  # some more rounds
+            await asyncio.sleep(1)  # some more rounds
             full = await value(server.dsn, "select count(*) from event")
         began = time.monotonic()
         await until(server.dsn, "select count(*) > $1 from event", full)

@@ -17,15 +17,19 @@ START_S = 2.0  # beside the pause: seeing that it died, and starting a process, 
 
 @pytest.mark.row("edge-killed")
 @pytest.mark.parametrize(
-    "kills", [3, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(900)])], ids=["3 times", "20 times"]
+    ("kills", "events"),
+    [
+        pytest.param(2, 3000, id="quick"),
+        pytest.param(20, 50_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)], id="20 times"),
+    ],
 )
 async def test_an_edge_killed_under_load_is_back_within_the_restart_backoff(
-    path: Running, seed: int, kills: int, seen: Callable[[str], None]
+    path: Running, seed: int, kills: int, events: int, seen: Callable[[str], None]
 ) -> None:
     draw = random.Random(seed)
     pid_file = path.ready_file.parent / "data" / "pids" / "edge.pid"
     started_s, ready_s = [], []
-    async with path.ledger(events=2500 * kills, seed=seed, rate=400) as ledger:
+    async with path.ledger(events=events, seed=seed, rate=400) as ledger:
         for _ in range(kills):
             await asyncio.sleep(draw.uniform(*KILL_AFTER_S))
             old = path.kill("edge")
@@ -42,11 +46,12 @@ async def test_an_edge_killed_under_load_is_back_within_the_restart_backoff(
     seen(f"killed {kills} times: started again after {max(started_s):.1f} s at most, ready after {max(ready_s):.1f} s")
 
 
+@pytest.mark.slow  # a process of its own, not one of `up`, is told to stop in test_goodbye.py
 @pytest.mark.row("edge-killed")
 async def test_an_edge_told_to_stop_under_load_is_started_again_by_up_and_nothing_is_unknown(
     path: Running, seed: int
 ) -> None:
-    async with path.ledger(events=6000, seed=seed, rate=1000) as ledger:
+    async with path.ledger(events=3000, seed=seed, rate=1000) as ledger:
         await asyncio.sleep(1)
         await path.back("edge", path.kill("edge", signal.SIGTERM))
     assert "unknown" not in {entry.answer for entry in ledger.entries}

@@ -10,6 +10,7 @@ import orjson
 import pytest
 from pydantic import SecretStr
 from tests.adversity.parts import PROCESSES, Parts
+from tests.adversity.stored import value
 from tests.integration.edge import until
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -26,6 +27,7 @@ CONNECTIONS = {
     "attach": ["drm attach%", "drm keeper%"],
     "serve": ["drm serve%"],
 }
+HELD = "select count(*) from consumer_position where holder <> ''"
 ENDED_AFTER_DRAIN_S = 5.0  # with the 15 s of DRM_DRAIN_TIMEOUT_S: 20 s
 BAD_SIGNS = ("was destroyed", "ResourceWarning", "never retrieved", "never awaited", "Traceback", '"level":"critical"')
 
@@ -67,28 +69,35 @@ async def check_no_connection(dsn: str, processes: Iterable[str]) -> None:
 
 
 @pytest.mark.row("edge-killed")
-@pytest.mark.parametrize("process", ALL)
-async def test_a_process_told_to_stop_under_load_ends_with_0_and_leaves_nothing(
-    settings: Settings, start_parts: Callable[..., Parts], process: str, seed: int, seen: Callable[[str], None]
+@pytest.mark.parametrize(
+    "rounds", [1, pytest.param(4, marks=[pytest.mark.slow, pytest.mark.timeout(400)])], ids=["once", "4 times"]
+)
+async def test_each_process_told_to_stop_under_load_ends_with_0_and_leaves_nothing(
+    settings: Settings, start_parts: Callable[..., Parts], rounds: int, seed: int, seen: Callable[[str], None]
 ) -> None:
-    processes = (*PROCESSES, "serve") if process == "serve" else PROCESSES
-    parts = await asyncio.to_thread(start_parts, settings, processes)
-    child = parts[process]
-    async with parts.ledger(events=9000, seed=seed, rate=2000) as ledger:
-        for _ in range(2):
-            await asyncio.sleep(1)
+    parts = await asyncio.to_thread(start_parts, settings, ALL)
+    dsn = settings.postgres_dsn.get_secret_value()
+    took: dict[str, float] = {}
+    async with parts.ledger(events=8000 * rounds, seed=seed, rate=1000) as ledger:
+        for process in ALL * rounds:
+            await asyncio.sleep(0.5)
             since = time.monotonic()
-            child.ask_to_stop()
-            took_s = await ended(child, since, settings.drain_timeout_s + ENDED_AFTER_DRAIN_S)
-            await check_no_connection(settings.postgres_dsn.get_secret_value(), [process])
-            child.start()
+            parts[process].ask_to_stop()
+            took_s = await ended(parts[process], since, settings.drain_timeout_s + ENDED_AFTER_DRAIN_S)
+            took[process] = max(took_s, took.get(process, 0))
+            await check_no_connection(dsn, [process])
+            if process == "attach":
+                assert await value(dsn, HELD) == 0, "it left without giving its partitions up"
+            parts[process].start()
             await parts.ready(process)
-    check_log(child)
+    for process in ALL:
+        check_log(parts[process])
     assert "unknown" not in {entry.answer for entry in ledger.entries}
-    if process == "edge":
-        seen(f"SIGTERM under load: ended after {took_s:.1f} s")
+    seen(f"SIGTERM under load: {', '.join(f'{process} {took_s:.1f} s' for process, took_s in took.items())}")
 
 
+@pytest.mark.slow
+@pytest.mark.row("edge-killed")
 async def test_an_edge_of_several_workers_told_to_stop_under_load_ends_with_0_and_leaves_nothing(
     settings: Settings, start_parts: Callable[..., Parts], seed: int
 ) -> None:
@@ -109,6 +118,7 @@ async def test_an_edge_of_several_workers_told_to_stop_under_load_ends_with_0_an
     check_log(edge)
 
 
+@pytest.mark.row("edge-killed")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("away", ["kafka", "postgres"])
 @pytest.mark.parametrize(
@@ -128,6 +138,7 @@ async def test_all_told_to_stop_while_a_server_is_away_end_with_0_in_time_and_lo
     how: signal.Signals,
     drain_s: float,
     seed: int,
+    seen: Callable[[str], None],
 ) -> None:
     kafka, postgres = await asyncio.to_thread(private_kafka), await asyncio.to_thread(private_postgres)
     changed: dict[str, object] = {"kafka_bootstrap": kafka.bootstrap, "drain_timeout_s": drain_s}
@@ -153,7 +164,10 @@ async def test_all_told_to_stop_while_a_server_is_away_end_with_0_in_time_and_lo
             parts[process].start()
         for process in ALL:
             await parts.ready(process)
-    print({process: f"{took_s:.1f} s" for process, took_s in took.items()})
+    slowest = max(took, key=lambda process: took[process])
+    seen(
+        f"SIGTERM with {away} {'frozen' if how == signal.SIGSTOP else 'killed'}: all ended after {took[slowest]:.1f} s"
+    )
     for process in ALL:
         check_log(parts[process])
     await check_no_connection(postgres.dsn, [])

@@ -55,7 +55,7 @@ async def settled(parts: Parts) -> None:
     ("sends", "ids", "remembered"),
     [
         # Without a memory enrich lets all of them pass, and Postgres has to tell.
-        pytest.param(30_000, 1000, 1, id="quick"),
+        pytest.param(20_000, 1000, 1, id="quick"),
         pytest.param(1_000_000, 10_000, 1, marks=[pytest.mark.slow, pytest.mark.timeout(1800)], id="attach"),
         pytest.param(1_000_000, 10_000, 200_000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)], id="enrich"),
     ],

@@ -17,24 +17,33 @@ from drm_ingest.settings import Settings
 
 Seen = Callable[[str], None]
 
-EVERY_S = 3.0
 RATE = 400.0
 GAP_S = 15.0
 
 
 @pytest.mark.row("rebalance")
 @pytest.mark.parametrize(
-    "times", [5, pytest.param(40, marks=[pytest.mark.slow, pytest.mark.timeout(600)])], ids=["quick", "long"]
+    ("times", "every_s"),
+    [
+        pytest.param(4, 1.5, id="quick"),  # one of each joins and leaves
+        pytest.param(40, 3.0, marks=[pytest.mark.slow, pytest.mark.timeout(600)], id="long"),
+    ],
 )
 async def test_while_workers_join_and_leave_there_is_progress(
-    settings: Settings, start_parts: Callable[..., Parts], tmp_path: Path, seed: int, seen: Seen, times: int
+    settings: Settings,
+    start_parts: Callable[..., Parts],
+    tmp_path: Path,
+    seed: int,
+    seen: Seen,
+    times: int,
+    every_s: float,
 ) -> None:
     parts = await asyncio.to_thread(start_parts, settings)
     guests: dict[str, Parts] = {}
     left: list[tuple[str, Parts]] = []
     gaps = Gaps(settings.postgres_dsn.get_secret_value())
     try:
-        async with parts.ledger(events=round(RATE * (times * EVERY_S + 5)), seed=seed, rate=RATE, sizes=(1, 10)):
+        async with parts.ledger(events=round(RATE * (times * every_s + 3)), seed=seed, rate=RATE, sizes=(1, 10)):
             watching = asyncio.create_task(gaps.watch())
             for number, worker in enumerate(itertools.islice(itertools.cycle(["enrich", "attach"]), times)):
                 began = time.monotonic()
@@ -45,7 +54,7 @@ async def test_while_workers_join_and_leave_there_is_progress(
                 else:
                     guests[worker] = Parts(another(settings), tmp_path / f"guest-{number}", [worker])
                     await asyncio.to_thread(guests[worker][worker].start)
-                await asyncio.sleep(began + EVERY_S - time.monotonic())
+                await asyncio.sleep(began + every_s - time.monotonic())
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching

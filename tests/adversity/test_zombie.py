@@ -72,6 +72,7 @@ async def test_attach_frozen_under_load_is_fenced_when_it_goes_on(
 
 
 @pytest.mark.row("zombie")
+@pytest.mark.slow
 async def test_enrich_frozen_under_load_repeats_at_most_what_attach_suppresses(
     settings: Settings, start_parts: StartParts, seed: int, seen: Seen
 ) -> None:
