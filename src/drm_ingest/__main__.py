@@ -373,7 +373,8 @@ def tail(
 
     def on_ready(partitions: int) -> None:
         of = f"{partitions} partitions" if partitions > 1 else "the partition of that subject"
-        typer.echo(f"{wanted.topic}, {of}; Ctrl-C ends it", err=True)
+        since = "from the beginning" if from_beginning else "from now on (--from-beginning: all)"
+        typer.echo(f"{wanted.topic}, {of}, {since}; Ctrl-C ends it", err=True)
 
     if ndjson is None:
         ndjson = not sys.stdout.isatty()

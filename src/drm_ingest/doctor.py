@@ -56,7 +56,9 @@ def run(console: Console) -> int:
     findings = asyncio.run(examine())
     console.print(table(findings))
     found_wrong = sum(finding.state is State.WRONG for finding in findings)
-    console.print("[green]nothing is wrong[/]" if not found_wrong else f"[red]{found_wrong} wrong[/]")
+    warnings = sum(finding.state is State.WARNING for finding in findings)
+    told = "[green]nothing is wrong[/]" if not found_wrong else f"[red]{found_wrong} wrong[/]"
+    console.print(told + (f", [yellow]{warnings} to look at (!)[/]" if warnings else ""))
     return 1 if found_wrong else 0
 
 
@@ -138,7 +140,8 @@ async def workers_read(settings: Settings) -> list[Finding]:
     findings = []
     for group in ("enrich", "attach"):
         found = await probe_group(settings, group)
-        behind = "never read yet" if found.lag_events is None else f"{found.lag_events:,} events behind"
+        events = "event" if found.lag_events == 1 else "events"
+        behind = "never read yet" if found.lag_events is None else f"{found.lag_events:,} {events} behind"
         if found.members:
             workers = "1 worker" if found.members == 1 else f"{found.members} workers"
             findings.append(Finding(group, State.GOOD, f"{workers}, {behind}"))

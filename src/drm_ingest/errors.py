@@ -114,7 +114,7 @@ PROBLEMS = _table(
     Problem("internal_error", 500, "Something is broken here; it is logged under the request id."),
     Problem("not_acknowledged", 503, "Kafka did not acknowledge in time; send all of it again.", retry=True),
     Problem("overloaded", 503, "Too much is in flight; nothing of this was kept.", retry=True),
-    Problem("not_ready", 503, "The service is starting or stopping.", retry=True),
+    Problem("not_ready", 503, "The service cannot do its work now; detail says why.", retry=True),
     Problem("store_unavailable", 503, "Postgres cannot be reached now.", retry=True),
 )
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from tests.adversity.running import Running
 
-PAGE = Path(__file__).parents[2] / "docs/api.md"
-CREDENTIALS = Path(__file__).parents[2] / "docs/credentials.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "api.md"
+CREDENTIALS = DOCS / "credentials.md"
 COMMANDS = re.compile(r"```sh\n(?P<commands>.*?)```(?:\n```json\n(?P<answer>.*?)```)?", re.DOTALL)
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 OF_THIS_RUN = {"created_at", "recorded_at", "received_at", "request_id", "next"}  # other ones each time
@@ -60,11 +61,28 @@ def test_the_commands_and_the_snippet_about_credentials_make_tokens_that_get_in(
     done = subprocess.run(
         ["/bin/sh"], input=script, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=90, check=True
     )
-    _, registered, sent, scoped, by_snippet = done.stdout.split(f"{END}\n")
+    _, registered, sent, scoped, revoked, by_snippet = done.stdout.split(f"{END}\n")
     assert json.loads(registered)["algorithm"] == "EdDSA"
     assert (json.loads(sent)["accepted"], json.loads(sent)["results"]) == (1, [])
     assert json.loads(scoped)["scope"]["devices"] == ["meter-*", "pump-1"]
+    listed, answer = map(json.loads, revoked.splitlines())
+    assert (len(listed["items"]), answer) == (2, {"revoked": 1})
     assert json.loads(by_snippet)["accepted"] == 1
+
+
+def test_the_client_of_the_websocket_page_runs_as_it_stands_beside_an_up(path: Running, tmp_path: Path) -> None:
+    (tmp_path / ".drm").symlink_to(path.ready_file.parent / "data")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    text = (DOCS / "websocket.md").read_text()
+    [client] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    [command] = re.findall(r"`(set -a;[^`]*)`", text)
+    [printed] = re.findall(r"It prints `([^`]*)`", text)
+    (tmp_path / "client.py").write_text(client)
+    own = {name: value for name, value in os.environ.items() if not name.startswith("DRM_")}
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], cwd=tmp_path, env=own, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert (done.stdout, done.stderr) == (f"{printed}\n", "")
 
 
 def differs(said: Any, answered: Any, same: dict[str, str], at: str = "") -> str | None:

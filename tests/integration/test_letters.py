@@ -77,6 +77,8 @@ async def test_letters_are_listed_shown_and_replayed_and_then_their_fate_is_atta
     assert (code, len(out.splitlines()), "3 would be written" in told) == (0, 3, True), told
     code, _, told = await dead_letters(environment, "replay")
     assert (code, "--all" in told) == (1, True)
+    code, _, told = await dead_letters(environment, "replay", letter["letter"], "0:99", "--dry-run")
+    assert (code, "0:99: no such" in told, "1 would be written; 1 not there" in told) == (1, True, True), told
     async with attached.attaching() as worker:
         code, _, told = await dead_letters(environment, "replay", "--code", "row_refused", "--wait-s", "60")
         assert (code, "3 written again" in told, "3 stored" in told) == (0, True, True), told

@@ -1,14 +1,17 @@
 """A dead letter holds what was read, and tells where it was read and why it is one."""
 
+import io
+
 import pytest
 from aiokafka import ConsumerRecord
+from rich.console import Console
 
 from drm_ingest.errors import EventCode
 from drm_ingest.kafka.dead_letters import DeadLetter, outgoing, reason_of, replayed_offset
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.kafka.writer import Outgoing, Writer
 from drm_ingest.metrics import Metrics
-from drm_ingest.pipeline.letters import mend
+from drm_ingest.pipeline.letters import mend, show
 from drm_ingest.pipeline.letters.find import Letter
 from drm_ingest.settings import Settings
 
@@ -63,3 +66,12 @@ async def test_what_a_stranger_wrote_among_them_cannot_be_replayed_and_keeps_nob
         assert replayed_offset(record) is None
         with pytest.raises(mend.CannotReplay, match="does not say"):
             mend.outgoing(Writer(Settings(), Metrics("enrich")), TOPICS, Letter(record))
+
+
+def test_a_list_has_each_letter_on_one_line_however_narrow_it_is_shown() -> None:
+    shown = io.StringIO()
+    made = read(letter(ORIGINAL, EventCode.ID_CONFLICT), "drm.dead-letters", 2, 17)
+    show.listed(Console(file=shown, width=40), [Letter(made), Letter(made, replayed=True)])
+    lines = [line.split() for line in shown.getvalue().splitlines()]
+    assert [line[0] for line in lines] == ["letter", "2:17", "2:17"]
+    assert [line[-1] for line in lines] == ["detail", "naïve", "naïve"]

@@ -11,6 +11,7 @@ from drm_ingest.event import ID_CHARACTERS_MAX
 CLOUDEVENTS = "cloudevents.json"
 SEQ_MAX = 2**53 - 1  # what JSON numbers hold everywhere
 CLOSE_REASON_BYTES_MAX = 123  # RFC 6455, 5.5
+CUT = "…"
 UNSUPPORTED, NOT_JSON, POLICY, RESTARTING, TRY_LATER = 1003, 1007, 1008, 1012, 1013
 
 
@@ -20,7 +21,14 @@ class Closing(Exception):
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
         self.code = code
-        self.reason = reason.encode()[:CLOSE_REASON_BYTES_MAX].decode(errors="ignore")
+        self.reason = _short(reason)
+
+
+def _short(reason: str) -> str:
+    """Cut it to what a close can carry, visibly."""
+    if len(told := reason.encode()) <= CLOSE_REASON_BYTES_MAX:
+        return reason
+    return told[: CLOSE_REASON_BYTES_MAX - len(CUT.encode())].decode(errors="ignore") + CUT
 
 
 class Hello(Struct):

@@ -22,7 +22,7 @@ def greeting(
     tools_need_environment: bool,
 ) -> str:
     """Compose the text, as rich markup without anything to wrap: its commands are there to be copied."""
-    tool = f"{_program()} tail device.measurement"
+    tool = f"{_program()} tail device.measurement --from-beginning"
     if data_dir.path != Path(".drm").absolute():
         tool = f"DRM_DATA_DIR={shlex.quote(str(data_dir.path))} {tool}"
     kcat_note = "" if not tools_need_environment else "   (with your Kafka's own security settings)"
@@ -43,7 +43,7 @@ def greeting(
 [bold]See it at the other end:[/]
 
 {escape(tool)}
-kcat -b {kafka_bootstrap} -t {topic} -C -o end{kcat_note}
+kcat -b {kafka_bootstrap} -t {topic} -C -o beginning{kcat_note}
 """
 
 

@@ -44,8 +44,9 @@ def list_all(settings: Settings, wanted: Wanted, limit: int, *, json: bool) -> i
             heapq.heappush(latest, (letter.record.timestamp, letter.position, letter))
             if len(latest) > limit:
                 heapq.heappop(latest)
-        Console(highlight=False).print(show.table(letter for _, _, letter in sorted(latest, key=lambda one: one[:2])))
-        _say(f"{found} dead letters" + (f", the latest {limit} of them shown" if found > limit else ""))
+        show.listed(Console(highlight=False), [letter for _, _, letter in sorted(latest, key=lambda one: one[:2])])
+        letters = "1 dead letter" if found == 1 else f"{found} dead letters"
+        _say(letters + (f", the latest {limit} of them shown" if found > limit else ""))
         return 0
 
     return _run(work())
@@ -121,7 +122,7 @@ def replay_some(
         if dry_run:
             await going.dry(lambda letter, out: typer.echo(_would(letter, out)))
             _tell(going.done, "would be written")
-            return 1 if going.done.impossible else 0
+            return 1 if going.done.wrong else 0
         since = await clock(settings) if wait_s else None
         total = limit
         if seen := sys.stderr.isatty():  # counting them is reading them all
@@ -136,10 +137,10 @@ def replay_some(
                 return 1
         _tell(going.done, "written again")
         if going.done.followed and since is not None:
-            return max(await _follow(settings, going.done, since, wait_s), 1 if going.done.impossible else 0)
+            return max(await _follow(settings, going.done, since, wait_s), 1 if going.done.wrong else 0)
         if going.done.followed and wait_s:
             _say("Postgres does not answer, so what becomes of them is not known yet")
-        return 1 if going.done.impossible else 0
+        return 1 if going.done.wrong else 0
 
     return _run(work())
 
@@ -169,6 +170,7 @@ def _tell(done: Replayed, what: str) -> None:
     told += [f"{done.before} left out, replayed before (--again)"] if done.before else []
     told += [f"{done.conflicts} left out, id_conflict (name them, or --code)"] if done.conflicts else []
     told += [f"{done.impossible} cannot be replayed"] if done.impossible else []
+    told += [f"{done.missing} not there, or outside of the filters"] if done.missing else []
     _say("; ".join(told))
 
 

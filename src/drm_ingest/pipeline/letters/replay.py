@@ -48,7 +48,13 @@ class Replayed:
     before: int = 0
     conflicts: int = 0
     impossible: int = 0
+    missing: int = 0  # named, and not found
     followed: dict[bytes, bytes] = field(default_factory=dict)  # identity → content hash
+
+    @property
+    def wrong(self) -> bool:
+        """Whether something that was asked for was not done."""
+        return bool(self.impossible or self.missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,7 @@ class Replay:
         self._tell = tell
         self._topics = Topics.of(settings)
         self._writer = Writer(settings, Metrics("enrich"))
+        self._unseen = set(plan.wanted.positions)
         self.done = Replayed()
 
     async def dry(self, show: Callable[[Letter, Outgoing], None]) -> None:
@@ -79,7 +86,8 @@ class Replay:
                 show(letter, out)
                 self.done.written += 1
                 if self.done.written == self._plan.limit:
-                    break
+                    return
+        self._tell_missing()
 
     async def run(self, advance: Callable[[int], None]) -> None:
         """Write them; `advance` is told how many more are done.
@@ -109,11 +117,14 @@ class Replay:
                     break
             await self._write(waiting)
             advance(len(waiting))
+            if taken != limit:  # else it has not looked at all
+                self._tell_missing()
         finally:
             await self._writer.stop(self._settings.drain_timeout_s)
 
     def _outgoing(self, letter: Letter) -> Outgoing | None:
         """Return the record to write; None, and counted, where there is none."""
+        self._unseen.discard(letter.position)
         mended = self._plan.mended.get(letter.position)
         if letter.replayed and not self._plan.again:
             self.done.before += 1
@@ -128,6 +139,11 @@ class Replay:
             self.done.impossible += 1
             self._tell(f"{letter.name}: {error}")
             return None
+
+    def _tell_missing(self) -> None:
+        self.done.missing = len(self._unseen)
+        for partition, offset in sorted(self._unseen):
+            self._tell(f"{partition}:{offset}: no such dead letter; `drm-ingest dead-letters list` shows them")
 
     async def _write(self, some: list[tuple[Letter, Outgoing]]) -> None:
         if not some:

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +15,7 @@ from drm_ingest.kafka.dead_letters import own_headers
 from drm_ingest.pipeline.letters.find import Letter
 
 DETAIL_CHARACTERS = 80
+WIDTH_MAX = 1000
 
 
 def document(letter: Letter) -> dict[str, Any]:
@@ -58,8 +60,15 @@ def value_of(line: bytes) -> tuple[str, bytes]:
     return shown["letter"], shown["value"].encode()
 
 
-def table(letters: Iterable[Letter]) -> Table:
-    """Return what `list` shows to people."""
+def listed(console: Console, letters: Iterable[Letter]) -> None:
+    """Show them one a line, as wide as they are: a narrow terminal breaks a line, it does not lose a column."""
+    drawn = _table(letters)
+    unbound = console.options.update_width(WIDTH_MAX)
+    console.width = max(console.width, Measurement.get(console, unbound, drawn).maximum)
+    console.print(drawn)
+
+
+def _table(letters: Iterable[Letter]) -> Table:
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("letter", "set aside", "stage", "code", "subject", "type", "detail"):
         drawn.add_column(name, no_wrap=name != "detail", overflow="fold")
