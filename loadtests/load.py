@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Annotated, cast
 from urllib.parse import urlsplit
 
@@ -28,6 +29,9 @@ EVENT = (
 )
 
 
+TOKEN_DEVICES = b"fleet"
+
+
 @dataclass(slots=True)
 class Load:
     """What to send, and what came back; times in seconds."""
@@ -39,7 +43,9 @@ class Load:
     connections: int
     until: float
     rate: float | None = None  # requests a second, over all connections
-    run: bytes = field(default_factory=lambda: secrets.token_hex(4).encode())
+    tokens: list[str] = field(default_factory=list)  # of devices, in place of the key: line n is for `fleet-00000n`
+    # No e: "7e123456" might be a number with an exponent, and the edge would look at each event number by number.
+    run: bytes = field(default_factory=lambda: secrets.token_hex(4).replace("e", "x").encode())
     statuses: Counter[int] = field(default_factory=Counter)
     answers_s: list[float] = field(default_factory=list)
     lost: int = 0
@@ -55,19 +61,22 @@ class Load:
         return next(self._next)
 
     def _requests(self) -> Iterator[bytes]:
-        head = (
-            f"POST /v1/events HTTP/1.1\r\nhost: {self.host}\r\nauthorization: Bearer {self.key}\r\n"
-            "content-type: %s\r\ncontent-length: "
-        )
         kind = "application/cloudevents+json" if self.batch == 1 else "application/cloudevents-batch+json"
-        lead, number = (head % kind).encode(), 0
-        run, devices = self.run, self.devices
+        leads = [
+            f"POST /v1/events HTTP/1.1\r\nhost: {self.host}\r\nauthorization: Bearer {secret}\r\n"
+            f"content-type: {kind}\r\ncontent-length: ".encode()
+            for secret in self.tokens or [self.key]
+        ]
+        run, devices, number, requests = self.run, self.devices, 0, 0
+        fleet = TOKEN_DEVICES if self.tokens else run
         while True:
+            own = requests % len(leads)
+            lead, requests = leads[own], requests + 1
             now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z").encode()
             events = [
                 EVENT
                 % (
-                    run, n, run, n % devices, now, n,
+                    run, n, fleet, own if self.tokens else n % devices, now, n,
                     15 + n % 1000 / 100, n % 100, n % 101,
                 )
                 for n in range(number, number + self.batch)
@@ -170,13 +179,14 @@ def main(
     devices: Annotated[int, typer.Option(min=1)] = 5000,
     seconds: Annotated[float, typer.Option(min=0.1, max=7200)] = 10,
     rate: Annotated[float | None, typer.Option(help="Events a second; default: as fast as acknowledged.")] = None,
+    tokens: Annotated[Path | None, typer.Option(help="A file: the token of fleet-000000, of the next…")] = None,
 ) -> None:
     """Load one edge and print what it answered."""
     where = urlsplit(url)
     started = time.perf_counter()
     load = Load(
         key, batch, devices, where.hostname or "127.0.0.1", connections, started + seconds,
-        rate=None if rate is None else rate / batch,
+        rate=None if rate is None else rate / batch, tokens=tokens.read_text().split() if tokens else [],
     )  # fmt: skip
     uvloop.run(drive(load, where.port or 80))
     took = time.perf_counter() - started

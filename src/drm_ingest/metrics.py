@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, Literal, TypeVar, cast, get_args, overload
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.registry import Collector
 
 Process = Literal["edge", "enrich", "attach", "serve"]
 PROCESSES: tuple[Process, ...] = get_args(Process)
@@ -93,6 +94,12 @@ def _histogram(
     return Metric(Histogram, processes, name, text, buckets=buckets)
 
 
+def _distribution(
+    processes: tuple[str, ...], name: str, text: str, buckets: tuple[float, ...] = SECONDS
+) -> Metric[Distribution]:
+    return Metric(Distribution, processes, name, text, buckets=buckets)
+
+
 class Metrics:
     """What a process counts. Received = the sum of outcomes + in flight, always."""
 
@@ -113,8 +120,8 @@ class Metrics:
     refusals = _counter(_EDGE + _SERVE, "drm_refusals", "Whole requests refused, by code.", "code")
 
     # -- edge
-    ack_seconds = _histogram(_EDGE, "drm_ack_seconds", "Last byte of a request to its answer.")
-    request_events = _histogram(_EDGE, "drm_request_events", "Events in a request.", EVENTS)
+    ack_seconds = _distribution(_EDGE, "drm_ack_seconds", "Last byte of a request to its answer.")
+    request_events = _distribution(_EDGE, "drm_request_events", "Events in a request.", EVENTS)
     request_bytes_in_flight = _gauge(_EDGE, "drm_request_in_flight_bytes", "Request bodies being read or checked.")
     connections = _gauge(_EDGE, "drm_connections", "Open connections.", "transport")
     quotas_in_debt = _gauge(_EDGE, "drm_quotas_in_debt", "Buckets of quotas that are not full, by whose.", "kind")
@@ -147,11 +154,29 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a series for each series, that nobody asks for
         self.process = process
         registry = self.registry = CollectorRegistry(auto_describe=True)
+        self._before_reading: list[Callable[[], None]] = []
+        registry.register(_Before(self._before_reading))  # the first to be collected: they are in this order
         info = Gauge("drm_process_info", "Which process this is; always 1.", ["process"], registry=registry)
         info.labels(process).set(1)
         for metric in DECLARED:
             if process in metric.processes:
                 vars(self)[metric.attribute] = metric.make(registry)
+
+    def add_before_reading(self, add_up: Callable[[], None]) -> None:
+        """Call this each time before the metrics are read."""
+        self._before_reading.append(add_up)
+
+
+class _Before(Collector):
+    """Shows nothing."""
+
+    def __init__(self, calls: list[Callable[[], None]]) -> None:
+        self._calls = calls
+
+    def collect(self) -> Iterable[Any]:
+        for call in self._calls:
+            call()
+        return ()
 
 
 DECLARED: tuple[Metric[Any], ...] = tuple(part for part in vars(Metrics).values() if isinstance(part, Metric))

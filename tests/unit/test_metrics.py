@@ -31,7 +31,7 @@ def uses() -> list[tuple[str, str]]:
         for path in SOURCE.rglob("*.py")
         if path.name not in ("__init__.py", "metrics.py") and path.parent.name != "up"
         for name in set(re.findall(r"\b_?metrics\.([a-z_]+)\b(?!\.py)", path.read_text()))
-        if name != "registry"
+        if name not in ("registry", "add_before_reading")
     )
 
 

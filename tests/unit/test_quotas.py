@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from drm_ingest.edge import quotas as module
 from drm_ingest.edge.admit import Admitted
-from drm_ingest.edge.buckets import SLOT_BYTES, UNITS, WAYS, Buckets, memory_of, shared_memory, tag_of
+from drm_ingest.edge.buckets import EVENTS, SLOT_BYTES, WAYS, Buckets, memory_of, shared_memory, tag_of
 from drm_ingest.edge.credentials import Credential
 from drm_ingest.edge.judge import Record
 from drm_ingest.edge.quotas import Quota, Quotas, Rates, Spent, quota_memory
@@ -157,7 +157,7 @@ def test_forgetting_never_makes_a_fresh_bucket(spending: list[tuple[int, int]]) 
     given_s = 0
     burst_s = 3
     for name, cost_s in spending:
-        at = UNITS * buckets.slot(str(name).encode())
+        at = EVENTS + buckets.at(str(name).encode())
         if buckets.paid_at[at] <= burst_s:  # at the time 0
             buckets.paid_at[at] += cost_s
             given_s += cost_s
@@ -166,12 +166,12 @@ def test_forgetting_never_makes_a_fresh_bucket(spending: list[tuple[int, int]]) 
 
 def test_a_full_bucket_is_given_away_before_one_in_debt() -> None:
     buckets = Buckets(bytearray(WAYS * SLOT_BYTES))
-    noisy = buckets.slot(b"noisy")
-    buckets.paid_at[UNITS * noisy] = 1e9
+    noisy = buckets.at(b"noisy")
+    buckets.paid_at[noisy + EVENTS] = 1e9
     for number in range(1000):
-        buckets.slot(str(number).encode())
-    assert buckets.slot(b"noisy") == noisy
-    assert buckets.tag(noisy) == tag_of(b"noisy")
+        buckets.at(str(number).encode())
+    assert buckets.at(b"noisy") == noisy
+    assert buckets.tags[noisy] == tag_of(b"noisy")
 
 
 def test_memory_is_what_the_settings_say() -> None:

@@ -215,14 +215,16 @@ class Admit:
             records.append(record)
             key, _, headers = record
             record_bytes += len(key) + len(value) + usual_bytes
-            for name, header in headers[2:]:
-                record_bytes += len(name) + len(header)
+            if len(headers) > 2:
+                for name, header in headers[2:]:
+                    record_bytes += len(name) + len(header)
         admitted.record_bytes += record_bytes
         admitted.accepted = len(records)
 
 
 def _media_of(content_type: bytes, ce_headers: Mapping[str, str] | None, credential: Credential) -> Media:
-    refuse_readers(credential)
+    if credential.role == "reader":
+        refuse_readers(credential)
     return media_of(content_type, binary=bool(ce_headers))
 
 

@@ -18,13 +18,15 @@ from hashlib import blake2b
 from time import monotonic
 
 WAYS = 8
-EVENTS, BYTES = 0, 1
-UNITS = 2
-_TAG_BYTES = 8
+EVENTS, BYTES = 1, 2
+"""Where the two numbers of a slot are; its tag is at 0. So close together, they come in one line of the cache."""
+SLOT = 3
 _NUMBER_BYTES = 8
-SLOT_BYTES = _TAG_BYTES + UNITS * _NUMBER_BYTES
+SLOT_BYTES = SLOT * _NUMBER_BYTES
 _KNOWN_MAX = 65_536  # names whose slot a worker remembers
 
+Known = tuple[int, int]
+"""A name's tag and where its slot was; it is there as long as that tag is."""
 Memory = bytearray | memoryview | ctypes.Array[ctypes.c_ubyte]
 
 
@@ -40,52 +42,56 @@ def shared_memory(size: int) -> Memory:
 
 def tag_of(name: bytes) -> int:
     """Return the number by which every worker of every edge knows a name; never 0, which is nobody's."""
-    return int.from_bytes(blake2b(name, digest_size=_TAG_BYTES).digest(), "little") or 1
+    return int.from_bytes(blake2b(name, digest_size=_NUMBER_BYTES).digest(), "little") or 1
 
 
 class Buckets:
     """The buckets of one kind; each has two units, events and bytes.
 
-    `paid_at[UNITS * slot + unit]` is by the monotonic clock, which all processes of a machine share.
+    `at` is where the slot of a name begins: `tags[at]` tells whose it is, `paid_at[at + EVENTS]` and `[at + BYTES]` the
+    times by the monotonic clock, which all processes of a machine share. Both are views of the same memory: to read or
+    write one number there takes 0.02 µs, to unpack the three of a slot in one go 0.06.
     """
 
     def __init__(self, memory: Memory) -> None:
         view = memoryview(memory).cast("B")
         slots = len(view) // SLOT_BYTES
-        self._tags = view[: slots * _TAG_BYTES].cast("Q")
-        self.paid_at = view[slots * _TAG_BYTES : slots * SLOT_BYTES].cast("d")
+        self.tags = view[: slots * SLOT_BYTES].cast("Q")
+        self.paid_at = view[: slots * SLOT_BYTES].cast("d")
         self._sets = slots // WAYS
-        self._known: dict[bytes, tuple[int, int]] = {}
+        self.known: dict[bytes, Known] = {}
+        """Names whose slot is remembered: for whoever cannot afford to call `slot`."""
 
-    def slot(self, name: bytes) -> int:
+    def at(self, name: bytes) -> int:
         """Return where the bucket of a name is, making room for it if need be."""
-        known = self._known.get(name)
-        if known is not None and self._tags[known[1]] == known[0]:
-            return known[1]
+        found = self.known.get(name)
+        if found is not None and self.tags[found[1]] == found[0]:
+            return found[1]
+        return self.find(name)
+
+    def find(self, name: bytes) -> int:
+        """Return the same of a name that is not remembered, or not any more: its slot was given away."""
         tag = tag_of(name)
-        slot = self.slot_of_tag(tag)
-        if len(self._known) >= _KNOWN_MAX:
-            self._known.clear()
-        self._known[name] = tag, slot
-        return slot
+        at = self.at_tag(tag)
+        if len(self.known) >= _KNOWN_MAX:
+            self.known.clear()
+        self.known[name] = tag, at
+        return at
 
-    def slot_of_tag(self, tag: int) -> int:
+    def at_tag(self, tag: int) -> int:
         """Return the same by the tag."""
-        first = tag % self._sets * WAYS
-        tags = self._tags[first : first + WAYS].tolist()
+        first = tag % self._sets * WAYS * SLOT
+        end = first + WAYS * SLOT
+        tags = self.tags[first:end:SLOT].tolist()
         if tag in tags:
-            return first + tags.index(tag)
-        debts = self.paid_at[UNITS * first : UNITS * (first + WAYS)].tolist()
-        largest = list(map(max, debts[EVENTS::UNITS], debts[BYTES::UNITS]))
-        way = largest.index(min(largest))
-        self._tags[first + way] = tag
-        return first + way
-
-    def tag(self, slot: int) -> int:
-        """Return whose bucket is there."""
-        return self._tags[slot]
+            return first + SLOT * tags.index(tag)
+        debts = map(max, self.paid_at[first + EVENTS : end : SLOT], self.paid_at[first + BYTES : end : SLOT])
+        largest = list(debts)
+        at = first + SLOT * largest.index(min(largest))
+        self.tags[at] = tag
+        return at
 
     def in_debt(self) -> int:
         """Return how many buckets are not full now."""
         now, paid_at = monotonic(), self.paid_at.tolist()
-        return sum(max(pair) > now for pair in zip(paid_at[::UNITS], paid_at[1::UNITS], strict=True))
+        return sum(max(pair) > now for pair in zip(paid_at[EVENTS::SLOT], paid_at[BYTES::SLOT], strict=True))

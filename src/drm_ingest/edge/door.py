@@ -176,7 +176,8 @@ class Door(asyncio.Protocol):
                     request.enter()
             if request.complete:
                 self._state = State.BETWEEN if request.keep_alive else State.DISCARD
-                request.finish(self._replies.owe(self._take.cors_lines(request.headers), keep_alive=request.keep_alive))
+                lines = self._take.cors_lines(request.headers) if b"origin" in request.headers else b""
+                request.finish(self._replies.owe(lines, keep_alive=request.keep_alive))
                 if self._state >= State.DISCARD:  # that was the last, says the client, or the process stops
                     return
         if self._state == State.BODY:

@@ -95,7 +95,8 @@ class Identify:
             self._verifications["refused"].inc()
             raise
         self._verifications["valid"].inc()
-        credential = _of(fleet_key, claims.sub, claims.exp + self._verify.leeway_s)
+        expires_at = min(claims.exp + self._verify.leeway_s, fleet_key.expires_at)
+        credential = _of(fleet_key, claims.sub, expires_at)
         self.credentials.remember(secret, credential, fleet_key)
         return credential
 

@@ -119,18 +119,21 @@ class Judge:
         except UnknownVersion as error:
             raise Rejected(EventCode.SCHEMA_UNKNOWN, "/dataschema", f"{error}.") from None
 
-        device = request.credential.device
-        subject = event.subject if device is None else own_subject(event.subject, device, value)
+        credential = request.credential
+        device, scope, subject = credential.device, credential.scope, event.subject
+        if device is not None:
+            subject = own_subject(subject, device)
         if subject is None:
             raise Rejected(EventCode.SUBJECT_MISSING, "/subject")
         source = event.source
         if subject.startswith(PARTY_PREFIX):
             check_party(subject)
-            source = request.credential.sender if source is None else source
-        scope = request.credential.scope
-        if scope is not None:
-            refuse_ambiguous(value)
-            scope.refuse(type_, subject)
+            source = credential.sender if source is None else source
+        if device is not None or scope is not None:
+            if value.count(b'"subject"') > 1 or value.count(b'"type"') > 1 or b"\\" in value:
+                refuse_ambiguous(value)
+            if scope is not None:
+                scope.refuse(type_, subject)
 
         time = event.time
         clamped = time is not None and self._is_too_far_ahead(time, request)

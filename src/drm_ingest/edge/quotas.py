@@ -6,18 +6,19 @@ rate x time + burst + one request a connection more.
 """
 
 import math
-from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from drm_ingest.edge.buckets import BYTES, EVENTS, UNITS, Buckets, Memory, memory_of
+from drm_ingest.edge.buckets import BYTES, EVENTS, Buckets, Memory, memory_of
 from drm_ingest.errors import Refusal
 from drm_ingest.settings import Settings
 
 if TYPE_CHECKING:
     from drm_ingest.edge.admit import Admitted
     from drm_ingest.edge.credentials import Credential
+    from drm_ingest.edge.judge import Record
 
 SENDERS, DEVICES = "sender", "device"
 _UNIT_NAMES = ("events", "bytes")
@@ -85,62 +86,98 @@ class Quotas:
         quota = credential.quota
         if quota is None:
             return
-        now = monotonic()
+        empty_at = monotonic() + quota.burst_s
         if quota.all.limited:
-            self._refuse(self._senders, self._senders.slot(quota.sender), quota, quota.all, now)
-        if quota.device.limited and credential.device is not None:
-            device = credential.device.encode()
-            slot = self._devices.slot(quota.sender + device)
-            self._refuse(self._devices, slot, quota, quota.device, now, device)
+            senders = self._senders
+            found, paid_at = senders.known.get(quota.sender), senders.paid_at
+            at = found[1] if found is not None and senders.tags[found[1]] == found[0] else senders.find(quota.sender)
+            if paid_at[at + EVENTS] > empty_at or paid_at[at + BYTES] > empty_at:
+                _refuse(senders, at, quota, quota.all, empty_at)
+        if quota.device.limited and credential.bucket:
+            devices, name = self._devices, credential.bucket
+            found, paid_at = devices.known.get(name), devices.paid_at
+            at = found[1] if found is not None and devices.tags[found[1]] == found[0] else devices.find(name)
+            if paid_at[at + EVENTS] > empty_at or paid_at[at + BYTES] > empty_at:
+                _refuse(devices, at, quota, quota.device, empty_at, name[len(quota.sender) :])
 
-    def spend(self, quota: Quota, admitted: "Admitted") -> None:
+    def spend(self, quota: Quota, admitted: "Admitted", bucket: bytes = b"") -> None:
         """Take what a request costs, all of it or, refused, nothing.
+
+        `bucket` is that of the credential, all of whose events are its device's own.
+
+        The hot path of a sender with quotas, which is why what a request with one device needs is all here, without a
+        call or a list: amid all else that a request does, each step of Python costs thrice what it does in a loop of
+        its own. `_refuse`, which says why, is called only when there is a reason.
 
         Raises:
             Refusal: rate_limited.
         """
         now = monotonic()
-        senders, devices = self._senders, self._devices
-        all_, each, spent = quota.all, quota.device, self.spent
+        senders, devices, spent, records = self._senders, self._devices, self.spent, admitted.records
+        sender, all_, each = quota.sender, quota.all, quota.device
+        empty_at = now + quota.burst_s
         if all_.limited:
-            slot = senders.slot(quota.sender)
-            self._refuse(senders, slot, quota, all_, now)
-        costs = []
-        if each.limited:
-            for subject, events, bytes_ in _by_subject(admitted):
-                device = devices.slot(quota.sender + subject)
-                self._refuse(devices, device, quota, each, now, subject)
-                costs.append((device, events * each.event_s, bytes_ * each.byte_s))
+            found, paid_at = senders.known.get(sender), senders.paid_at
+            at = found[1] if found is not None and senders.tags[found[1]] == found[0] else senders.find(sender)
+            if paid_at[at + EVENTS] > empty_at or paid_at[at + BYTES] > empty_at:
+                _refuse(senders, at, quota, all_, empty_at)
+        if each.limited and records:
+            if bucket or len(records) == 1:
+                name, paid_at = bucket or sender + records[0][0], devices.paid_at
+                found = devices.known.get(name)
+                own = found[1] if found is not None and devices.tags[found[1]] == found[0] else devices.find(name)
+                events_paid, bytes_paid = paid_at[own + EVENTS], paid_at[own + BYTES]
+                if events_paid > empty_at or bytes_paid > empty_at:
+                    _refuse(devices, own, quota, each, empty_at, name[len(sender) :])
+                size = len(records[0][1]) if len(records) == 1 else sum([len(value) for _, value, _ in records])
+                events_s, bytes_s = len(records) * each.event_s, size * each.byte_s
+                if events_s:
+                    paid_at[own + EVENTS] = (events_paid if events_paid > now else now) + events_s
+                if bytes_s:
+                    paid_at[own + BYTES] = (bytes_paid if bytes_paid > now else now) + bytes_s
+                if spent is not None:
+                    _note(spent.devices, devices.tags[own], events_s, bytes_s)
+            else:
+                self._spend_each(quota, records, now)
         if all_.limited:
             events_s, bytes_s = admitted.received * all_.event_s, admitted.body_bytes * all_.byte_s
-            _charge(senders, slot, events_s, bytes_s, now)
+            _charge(senders.paid_at, at, events_s, bytes_s, now)
             if spent is not None:
-                _note(spent.senders, senders.tag(slot), events_s, bytes_s)
-        for device, events_s, bytes_s in costs:
-            _charge(devices, device, events_s, bytes_s, now)
+                _note(spent.senders, senders.tags[at], events_s, bytes_s)
+
+    def _spend_each(self, quota: Quota, records: Sequence["Record"], now: float) -> None:
+        """Take what devices cost, of all of them or, refused, of none; 0.35 µs each, so written as `spend` is."""
+        devices, spent, sender, each = self._devices, self.spent, quota.sender, quota.device
+        known, tags, paid_at = devices.known, devices.tags, devices.paid_at
+        empty_at, event_s, byte_s = now + quota.burst_s, each.event_s, each.byte_s
+        costs: list[tuple[int, float, float]] = []
+        last = None
+        for subject, value, _ in records:
+            if subject == last:  # a batch is often the history of one device
+                at, events_s, bytes_s = costs[-1]
+                costs[-1] = at, events_s + event_s, bytes_s + len(value) * byte_s
+                continue
+            last, name = subject, sender + subject
+            found = known.get(name)
+            at = found[1] if found is not None and tags[found[1]] == found[0] else devices.find(name)
+            if paid_at[at + EVENTS] > empty_at or paid_at[at + BYTES] > empty_at:
+                _refuse(devices, at, quota, each, empty_at, subject)
+            costs.append((at, event_s, len(value) * byte_s))
+        for at, events_s, bytes_s in costs:
+            _charge(paid_at, at, events_s, bytes_s, now)
             if spent is not None:
-                _note(spent.devices, devices.tag(device), events_s, bytes_s)
+                _note(spent.devices, tags[at], events_s, bytes_s)
 
     def spent_elsewhere(self, spent: Spent) -> None:
         """Take what another machine gave out."""
         now = monotonic()
         for buckets, costs in ((self._senders, spent.senders), (self._devices, spent.devices)):
             for tag, (events_s, bytes_s) in costs.items():
-                _charge(buckets, buckets.slot_of_tag(tag), events_s, bytes_s, now)
+                _charge(buckets.paid_at, buckets.at_tag(tag), events_s, bytes_s, now)
 
     def in_debt(self, kind: str) -> int:
         """Return how many buckets of that kind are not full."""
         return (self._senders if kind == SENDERS else self._devices).in_debt()
-
-    def _refuse(
-        self, buckets: Buckets, slot: int, quota: Quota, rates: Rates, now: float, device: bytes | None = None
-    ) -> None:
-        empty_at, paid_at = now + quota.burst_s, buckets.paid_at
-        at = UNITS * slot
-        if paid_at[at] > empty_at and rates.event_s:
-            raise rate_limited(quota, EVENTS, paid_at[at] - empty_at, device)
-        if paid_at[at + 1] > empty_at and rates.byte_s:
-            raise rate_limited(quota, BYTES, paid_at[at + 1] - empty_at, device)
 
 
 def quota_memory(settings: Settings) -> int:
@@ -151,8 +188,9 @@ def quota_memory(settings: Settings) -> int:
 def rate_limited(quota: Quota, unit: int, wait_s: float, device: bytes | None) -> Refusal:
     """Return a 429 that names the quota and when there is something left of it."""
     whose, rates = (SENDERS, quota.all) if device is None else (DEVICES, quota.device)
-    limit = float((rates.events_per_s, rates.bytes_per_s)[unit] or 0)
-    name, unit_name = f"{whose}-{_UNIT_NAMES[unit]}", _UNIT_NAMES[unit]
+    limit = float((rates.bytes_per_s if unit == BYTES else rates.events_per_s) or 0)
+    unit_name = _UNIT_NAMES[unit == BYTES]
+    name = f"{whose}-{unit_name}"
     seconds = max(1, math.ceil(wait_s))
     about = {} if device is None else {"subject": device.decode()}
     who = "this sender" if device is None else "this device"
@@ -178,26 +216,23 @@ def _headers(name: str, unit: int, limit: float, burst_s: float, seconds: int) -
     return [(b"ratelimit-policy", policy.encode()), (b"ratelimit", f'"{name}";r=0;t={seconds}'.encode())]
 
 
-def _by_subject(admitted: "Admitted") -> list[tuple[bytes, int, int]]:
-    """Return each subject with its events and their bytes."""
-    records = admitted.records
-    if len(records) == 1:
-        return [(records[0][0], 1, len(records[0][1]))]
-    sizes: defaultdict[bytes, list[int]] = defaultdict(list)
-    for subject, value, _ in records:
-        sizes[subject].append(len(value))
-    return [(subject, len(each), sum(each)) for subject, each in sizes.items()]
+def _refuse(
+    buckets: Buckets, at: int, quota: Quota, rates: Rates, empty_at: float, device: bytes | None = None
+) -> None:
+    """Refuse by the bucket there; a debt in a unit that has no limit any more is none."""
+    for unit, costs in ((EVENTS, rates.event_s), (BYTES, rates.byte_s)):
+        if buckets.paid_at[at + unit] > empty_at and costs:
+            raise rate_limited(quota, unit, buckets.paid_at[at + unit] - empty_at, device)
 
 
-def _charge(buckets: Buckets, slot: int, events_s: float, bytes_s: float, now: float) -> None:
-    paid_at = buckets.paid_at
-    at = UNITS * slot
+def _charge(paid_at: "memoryview[float]", at: int, events_s: float, bytes_s: float, now: float) -> None:
+    # No max(), which takes as long as three readings.
     if events_s:
-        before = paid_at[at]
-        paid_at[at] = (max(now, before)) + events_s
+        before = paid_at[at + EVENTS]
+        paid_at[at + EVENTS] = (before if before > now else now) + events_s
     if bytes_s:
-        before = paid_at[at + 1]
-        paid_at[at + 1] = (max(now, before)) + bytes_s
+        before = paid_at[at + BYTES]
+        paid_at[at + BYTES] = (before if before > now else now) + bytes_s
 
 
 def _note(spent: dict[int, tuple[float, float]], tag: int, events_s: float, bytes_s: float) -> None:

@@ -100,7 +100,8 @@ class Take:
         credential = self._find(authorization)
         if credential is None:
             credential = self.identify.identify(authorization, stated_time(headers.get(b"date")), client())
-        refuse_readers(credential)
+        if credential.role == "reader":
+            refuse_readers(credential)
         if credential.quota is not None:
             self._quotas.refuse_if_spent(credential)
         length = headers.get(b"content-length")
@@ -148,30 +149,43 @@ class Take:
         clock_offset_ms: int,
         request_id: str,
         reply: Reply,
+        *,
+        waited: bool = True,
     ) -> bool:
         """Take the events of one HTTP request; `reply` gets the answer. Raises nothing.
 
+        `waited`: time has passed since `enter`, in which the credential may have ended.
         Returns True when it is long, and other work comes first: what is taken meanwhile may be stored before it.
         """
         started = perf_counter()
-        binary_mode = b"ce-type" in headers or b"ce-specversion" in headers
-        request = _Request(
-            content_type=headers.get(b"content-type", b""),
-            content_encoding=headers.get(b"content-encoding", b""),
-            ce_headers=_ce_headers(headers) if binary_mode else None,
-            body=body,
-            credential=credential,
-            receipt=self._receipt(headers, credential, clock_offset_ms, request_id),
-        )
-        if len(body) > SLICE_BYTES or b"content-encoding" in headers:
+        content_type, content_encoding = headers.get(b"content-type", b""), headers.get(b"content-encoding")
+        ce_headers = _ce_headers(headers) if b"ce-type" in headers or b"ce-specversion" in headers else None
+        receipt = self._receipt(headers, credential, clock_offset_ms, request_id)
+        if content_encoding is not None or len(body) > SLICE_BYTES:
             self.limits.body_bytes += len(body)
+            request = _Request(
+                content_type=content_type,
+                content_encoding=content_encoding or b"",
+                ce_headers=ce_headers,
+                body=body,
+                credential=credential,
+                receipt=receipt,
+            )
             self._turns.add(self._body_in_slices(request, request_id, started, reply))
             return True
         try:
-            self.identify.refuse_if_ended(credential)
-            admitted = self._admit.body(**request)
+            if waited:
+                self.identify.refuse_if_ended(credential)
+            admitted = self._admit.body(
+                content_type=content_type,
+                content_encoding=b"",
+                ce_headers=ce_headers,
+                body=body,
+                credential=credential,
+                receipt=receipt,
+            )
             if credential.quota is not None:
-                self._spend(credential.quota, admitted)
+                self._spend(credential.quota, admitted, credential.bucket)
         except Refusal as refusal:
             reply(self.refuse(refusal, request_id))
         except Exception as error:  # the sender gets an answer, whatever is broken here
@@ -200,7 +214,7 @@ class Take:
             self._refuse_if_too_late(credential, started)
             admitted = yield from work
             if credential.quota is not None:
-                self._spend(credential.quota, admitted)
+                self._spend(credential.quota, admitted, credential.bucket)
         except Refusal as refusal:
             reply(self.refuse(refusal, request_id))
         except Exception as error:  # the sender gets an answer, whatever is broken here
@@ -237,7 +251,7 @@ class Take:
                 return True
             admitted = self._admit.events(events, credential, receipt)
             if quota is not None:
-                self._spend(quota, admitted)
+                self._spend(quota, admitted, credential.bucket)
         except Refusal as refusal:
             reply(self.refuse(refusal, request_id))
         except Exception as error:  # the sender gets an answer, whatever is broken here
@@ -258,9 +272,9 @@ class Take:
         if perf_counter() - started > self.settings.produce_deadline_s:
             raise self.overloaded("Too many long bodies came before this one")
 
-    def _spend(self, quota: Quota, admitted: Admitted) -> None:
+    def _spend(self, quota: Quota, admitted: Admitted, bucket: bytes) -> None:
         if self.write.writer.room_for(admitted.record_bytes):  # else it is answered 503, and costs nothing
-            self._quotas.spend(quota, admitted)
+            self._quotas.spend(quota, admitted, bucket)
 
     def _write(self, admitted: Admitted, request_id: str, started: float, reply: Reply) -> None:
         if len(admitted.results) > _RESULTS_FEW:  # they wait for Kafka too
