@@ -26,13 +26,14 @@ from rich.console import Console
 from rich.table import Table
 
 from drm_ingest.kafka import topics
-from drm_ingest.kafka.partition import remembered_murmur2
+from drm_ingest.kafka.partition import Partitions
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.kafka.writer import Delivery, Writer
 from drm_ingest.metrics import Metrics
 from drm_ingest.settings import Settings
 from drm_ingest.up.kafka import Kafka
 
+PARTITIONS = Partitions(6)
 KEYS = [b"device-%06d" % number for number in range(500)]
 VALUE, RECEIPT, HASH = os.urandom(290), os.urandom(110), os.urandom(16)
 
@@ -184,7 +185,7 @@ def fill(append: Append, number: int, records: int, delivery: Delivery) -> None:
     """Append the records of one delivery."""
     for offset in range(records):
         key = KEYS[(number * 7 + offset) % len(KEYS)]
-        append(remembered_murmur2(key) % 6, key, [("receipt", RECEIPT), ("content-hash", HASH)], delivery)
+        append(PARTITIONS[key], key, [("receipt", RECEIPT), ("content-hash", HASH)], delivery)
 
 
 def _cost_of_the_load(records: int) -> float:

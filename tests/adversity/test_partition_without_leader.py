@@ -20,7 +20,7 @@ from tests.conftest import make_settings
 from tests.integration.brokers import SecondBroker, strike
 from tests.integration.edge import Wire, an_event, request
 
-from drm_ingest.kafka.partition import remembered_murmur2
+from drm_ingest.kafka.partition import murmur2
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
@@ -57,7 +57,7 @@ class Lopsided:
         """Return a new subject of that partition."""
         while True:
             subject = f"meter-{random.getrandbits(64):x}"
-            if remembered_murmur2(subject.encode()) % self.parts.settings.topic_partitions == partition:
+            if murmur2(subject.encode()) % self.parts.settings.topic_partitions == partition:
                 return subject
 
     def subject_of_lonely(self) -> str:

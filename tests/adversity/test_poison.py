@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from drm_ingest.event import Receipt, content_hash
 from drm_ingest.kafka import topics
-from drm_ingest.kafka.partition import remembered_murmur2
+from drm_ingest.kafka.partition import murmur2
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.kafka.writer import Outgoing, Writer
 from drm_ingest.metrics import Metrics
@@ -154,7 +154,7 @@ class Spoilt:
     def _add(self, subject: str, value: bytes, *, headers: bool = True, key: bytes | None = None) -> None:
         key = key or subject.encode()
         facts = [("receipt", self._receipt), ("content-hash", content_hash(TYPE, TIME, GOOD))] if headers else []
-        partition = remembered_murmur2(key) % PARTITIONS
+        partition = murmur2(key) % PARTITIONS
         self.records.append(Outgoing(self.names.ingress, partition, key, value, facts))
 
     def id_of(self, letter: dict[str, Any]) -> str:

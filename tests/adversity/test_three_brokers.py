@@ -13,7 +13,7 @@ from tests.adversity.separate import swallowed
 from tests.conftest import make_settings
 from tests.integration.brokers import Cluster, Node, strike
 
-from drm_ingest.kafka.partition import remembered_murmur2
+from drm_ingest.kafka.partition import murmur2
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.settings import Settings
 
@@ -82,7 +82,7 @@ async def acknowledged_after(posts: Posts, since: float, partitions: int, within
         first: dict[int, Post] = {}
         for post in posts.all:
             if post.sent_at > since and post.status == 200:
-                first.setdefault(remembered_murmur2(post.subject.encode()) % partitions, post)
+                first.setdefault(murmur2(post.subject.encode()) % partitions, post)
         if len(first) == partitions:
             return list(first.values())
         assert time.monotonic() - since < within_s, f"no 200 on some partitions: {first}"

@@ -157,7 +157,7 @@ def test_forgetting_never_makes_a_fresh_bucket(spending: list[tuple[int, int]]) 
     given_s = 0
     burst_s = 3
     for name, cost_s in spending:
-        at = EVENTS + buckets.at(str(name).encode())
+        at = EVENTS + buckets.at(b"", str(name).encode())
         if buckets.paid_at[at] <= burst_s:  # at the time 0
             buckets.paid_at[at] += cost_s
             given_s += cost_s
@@ -166,11 +166,11 @@ def test_forgetting_never_makes_a_fresh_bucket(spending: list[tuple[int, int]]) 
 
 def test_a_full_bucket_is_given_away_before_one_in_debt() -> None:
     buckets = Buckets(bytearray(WAYS * SLOT_BYTES))
-    noisy = buckets.at(b"noisy")
+    noisy = buckets.at(b"", b"noisy")
     buckets.paid_at[noisy + EVENTS] = 1e9
     for number in range(1000):
-        buckets.at(str(number).encode())
-    assert buckets.at(b"noisy") == noisy
+        buckets.at(b"", str(number).encode())
+    assert buckets.at(b"", b"noisy") == noisy
     assert buckets.tags[noisy] == tag_of(b"noisy")
 
 

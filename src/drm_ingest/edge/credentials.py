@@ -57,12 +57,11 @@ class Credential:
     quota: Quota | None = None
     """What its sender may send; None: as much as it likes."""
     bucket: bytes = field(init=False, repr=False, compare=False)
-    """The name of the device's own bucket; empty where there is no device or no quota. Put together once, not with each
-    request: Python remembers the hash of bytes, and finds the same object without comparing it."""
+    """What the device's own bucket is called; empty where there is no device. Made once and not with each request:
+    Python remembers the hash of bytes, and finds the same object again without comparing it."""
 
     def __post_init__(self) -> None:
-        name = b"" if self.quota is None or self.device is None else self.quota.sender + self.device.encode()
-        object.__setattr__(self, "bucket", name)
+        object.__setattr__(self, "bucket", (self.device or "").encode())
 
 
 class Credentials:

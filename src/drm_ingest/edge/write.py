@@ -54,10 +54,10 @@ class Write:
             reply(self.refuse(self.behind(), request_id))
             return
         delivery = Delivery(writing.settled)
-        append, partition_for, topic = self.writer.append, self.writer.partition_for, self.topic
+        append, partitions, topic = self.writer.append, self.writer.partitions, self.topic
         try:
             for key, value, headers in records:
-                append(topic, partition_for(topic, key), key, value, headers, delivery)
+                append(topic, partitions[key], key, value, headers, delivery)
         except Exception:  # whatever it is, events in flight must come to an outcome
             writing.broken = True
             log.exception("only a part of a request could be written", request_id=request_id)

@@ -1,6 +1,5 @@
 """Kafka's default partitioner, as in the Java client, so that joins on the key hold for everyone."""
 
-from functools import lru_cache
 from struct import unpack_from
 
 REMEMBERED_KEYS_MAX = 200_000  # of at most some hundred bytes each; a key takes 3 µs to hash and 0.1 µs to look up
@@ -27,4 +26,19 @@ def murmur2(key: bytes) -> int:
     return (h ^ h >> 15) & 0x7FFFFFFF
 
 
-remembered_murmur2 = lru_cache(REMEMBERED_KEYS_MAX)(murmur2)
+class Partitions(dict[bytes, int]):
+    """The partition of each key, by looking it up: `partitions[key]`; computed when it is not there.
+
+    A dict and not `lru_cache`, which at each hit links the key before all others: memory that is in no cache of the
+    processor, where a dict and the small numbers in it touch a third of that. When there are too many, it forgets all.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._count = count
+
+    def __missing__(self, key: bytes) -> int:
+        if len(self) >= REMEMBERED_KEYS_MAX:
+            self.clear()
+        partition = self[key] = murmur2(key) % self._count
+        return partition

@@ -18,7 +18,7 @@ import structlog
 from drm_ingest.kafka.batch import Batch, Delivery, Headers, Lane, RecordTooLarge, RefusedForGood
 from drm_ingest.kafka.cluster import Cluster
 from drm_ingest.kafka.leader import Leader
-from drm_ingest.kafka.partition import remembered_murmur2
+from drm_ingest.kafka.partition import Partitions
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.metrics import Metrics
 from drm_ingest.settings import Settings
@@ -62,7 +62,8 @@ class Writer:
         self._metrics = metrics
         self._bytes_max = settings.writer_buffered_bytes_max
         self._batch_bytes_max = settings.writer_batch_bytes_max
-        self._partitions = settings.topic_partitions
+        self.partitions = Partitions(settings.topic_partitions)
+        """What `partition_for` returns, for whoever cannot afford a call a record."""
         self._cluster = Cluster(settings, self._route_all)
         self._lanes: dict[tuple[str, int], Lane] = {}
         self._leaders: dict[int, Leader] = {}
@@ -153,7 +154,7 @@ class Writer:
         All topics have the partition count of the settings (`topics.check`). It is not read from the cluster, so that
         a key stays where it is even if somebody adds partitions under way.
         """
-        return remembered_murmur2(key) % self._partitions
+        return self.partitions[key]
 
     async def write(self, records: Iterable[Outgoing]) -> None:
         """Append all and wait until all are acknowledged; waits for room rather than raise WriterFull.
