@@ -209,19 +209,23 @@ def _take_turns(cases: list[Case], seconds: float, repeat: int, console: Console
 
 
 def _compared(cases: list[Case]) -> Table:
-    """Show the medians, and between which values the middle half of the rounds lies."""
-    table = Table("events a request", "who sends", "CPU-s per 100k events", f"to {cases[0].name}")
+    """Show the least, which others' work disturbed least, and the median with where the middle half of rounds lies."""
+    table = Table("events a request", "who sends", "CPU-s per 100k: least", "median", "to the first: least", "median")
     for batch, _ in ROUNDS:
+        firsts = cases[0].costs[batch]
         for case in cases:
             costs = case.costs[batch]
-            ratios = [cost / first for cost, first in zip(costs, cases[0].costs[batch], strict=True)]
-            table.add_row(str(batch), case.name, _spread(costs, ".2f"), _spread(ratios, ".3f"))
+            ratios = [cost / first for cost, first in zip(costs, firsts, strict=True)]
+            table.add_row(
+                str(batch), case.name, f"{min(costs):.2f}", _spread(costs), f"{min(costs) / min(firsts):.2f}",
+                _spread(ratios),
+            )  # fmt: skip
     return table
 
 
-def _spread(values: list[float], form: str) -> str:
+def _spread(values: list[float]) -> str:
     low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return f"{median:{form}} ({low:{form}} to {high:{form}})"
+    return f"{median:.2f} ({low:.2f} to {high:.2f})"
 
 
 def main(
@@ -231,7 +235,7 @@ def main(
     against: Annotated[str | None, typer.Option(help="With it: a commit, or the folder of a checkout.")] = None,
 ) -> None:
     """Measure, and print a table."""
-    console = Console(width=110)
+    console = Console(width=120)
     first, *others = sorted(os.sched_getaffinity(0))
     rest = set(others) or {first}
     os.sched_setaffinity(0, rest)  # inherited by all but the edges
