@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from drm_ingest.edge import buckets as buckets_module
 from drm_ingest.edge import quotas as module
 from drm_ingest.edge.admit import Admitted
-from drm_ingest.edge.buckets import EVENTS, SLOT_BYTES, WAYS, Buckets, memory_of, shared_memory, tag_of
+from drm_ingest.edge.buckets import BYTES, EVENTS, SLOT, SLOT_BYTES, WAYS, Buckets, memory_of, shared_memory, tag_of
 from drm_ingest.edge.credentials import Credential
 from drm_ingest.edge.judge import Record
 from drm_ingest.edge.quotas import Quota, Quotas, Rates, Spent, quota_memory
@@ -42,6 +43,13 @@ def quota(all_: Rates | None = None, device: Rates | None = None, burst_s: float
 def sent(*subjects: str, size: int = 100) -> Admitted:
     records: list[Record] = [(subject.encode(), b"x" * size, []) for subject in subjects]
     return Admitted(len(records), records, body_bytes=size * len(records), accepted=len(records))
+
+
+def debts(memory: bytearray, now: float) -> list[float]:
+    """Return the seconds that are owed, of events and of bytes, slot by slot."""
+    paid_at = memoryview(memory).cast("d").tolist()
+    pairs = zip(paid_at[EVENTS::SLOT], paid_at[BYTES::SLOT], strict=True)
+    return [paid - now for pair in pairs for paid in pair if paid > now]
 
 
 def refused(quotas: Quotas, quota: Quota, admitted: Admitted) -> Refusal | None:
@@ -137,6 +145,34 @@ def test_what_workers_share_is_one_quota(clock: Clock) -> None:
     mine = quota(Rates(events_per_s=10), Rates(events_per_s=5), burst_s=2)
     taken = sum(refused(workers[number % 2], mine, sent(f"m-{number}")) is None for number in range(100))
     assert taken in (20, 21)
+
+
+@pytest.mark.parametrize("records", [1, 7])
+def test_a_credential_of_one_device_costs_what_its_events_cost_one_by_one(clock: Clock, records: int) -> None:
+    mine = quota(Rates(events_per_s=10), Rates(events_per_s=5, bytes_per_s=1000), burst_s=100)
+    memories = [bytearray(quota_memory(SETTINGS)) for _ in range(3)]
+    together, by_subject, alone = (Quotas(SETTINGS, memory) for memory in memories)
+    together.spend(mine, sent(*["meter-7"] * records), b"meter-7")
+    by_subject.spend(mine, sent(*["meter-7"] * records))
+    for _ in range(records):
+        alone.spend(mine, sent("meter-7"))
+    owed = [debts(memory, clock.now) for memory in memories]
+    assert owed[0] == pytest.approx([records / 10, records / 5, records / 10])  # of the sender, of the device
+    assert owed[1] == pytest.approx(owed[0])
+    assert owed[2] == pytest.approx(owed[0])
+
+
+def test_more_devices_than_are_remembered_have_their_buckets_all_the_same(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buckets_module, "_KNOWN_MAX", 10)
+    settings = Settings(quota_senders_max=64, quota_devices_max=4096)
+    ours = Quotas(settings, bytearray(quota_memory(settings)))
+    mine = quota(Rates(events_per_s=1e6), Rates(events_per_s=1), burst_s=1)
+    for _ in range(2):
+        for number in range(100):
+            assert refused(ours, mine, sent(f"m-{number}")) is None
+    assert all(refused(ours, mine, sent(f"m-{number}")) is not None for number in range(100))
 
 
 def test_what_was_spent_on_another_machine_counts_here(clock: Clock) -> None:
