@@ -25,6 +25,12 @@ def cpu_s(pid: int) -> float:
     return total / _TICKS
 
 
+def exact_cpu_s(pid: int) -> float:
+    """Return the same of what is running, to the nanosecond and not to the tick of 10 ms, for short measurements."""
+    tasks = (task for one in family(pid) for task in Path(f"/proc/{one}/task").iterdir())
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9  # sched-stats.rst
+
+
 def _own_ticks(pid: int) -> int:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(int(field) for field in fields[11:15])  # utime, stime, cutime, cstime: proc(5)
