@@ -30,9 +30,9 @@ def edge(kafka: Kafka, migrated: Postgres, tmp_path_factory: pytest.TempPathFact
         assert running.stop() == 0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def quick_edge(kafka: Kafka, migrated: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
-    """The same with deadlines that a test can wait for."""
+    """The same with deadlines that a test can wait for, for the tests of a file: few need it."""
     with database_on(migrated) as dsn:
         settings = make_settings(kafka, dsn).model_copy(update=QUICK)
         running = Edge.start(settings, tmp_path_factory.mktemp("edge") / "edge.log")
