@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from tests.adversity.parts import Parts
 from tests.adversity.posting import Post, Posts, posting, slowest_s, statuses
 from tests.adversity.separate import swallowed
@@ -17,7 +16,6 @@ from tests.integration.brokers import Cluster, Node, strike
 from drm_ingest.kafka.partition import murmur2
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.settings import Settings
-from drm_ingest.up.kafka import Kafka
 
 BACK_WITHIN_S = 15.0
 
@@ -97,7 +95,9 @@ async def back_after(posts: Posts, since: float, partitions: int) -> float:
 
 
 @pytest.mark.row("three-brokers")
-async def test_one_may_die_and_is_replaced_within_15_s(cluster: Cluster, parts: Parts, seed: int, seen: Seen) -> None:
+async def test_one_may_die_and_is_replaced_within_15_s_and_when_two_are_dead_all_is_answered_503(
+    cluster: Cluster, parts: Parts, seed: int, seen: Seen
+) -> None:
     settings = parts.settings
     async with parts.ledger(events=3000, seed=seed, rate=500), posting(parts) as posts:
         await back_after(posts, time.monotonic(), settings.topic_partitions)
@@ -107,47 +107,22 @@ async def test_one_may_die_and_is_replaced_within_15_s(cluster: Cluster, parts: 
         workers_s = [await parts.ready(worker) + replaced_s for worker in ("enrich", "attach")]
     await posts.check_stored()
 
-    seen(f"one killed, back after {replaced_s:.1f} s (workers {max(workers_s):.1f} s)")
+    async with posting(parts) as without_two:
+        await without_two.acknowledged(time.monotonic(), 10)
+        await strike(await leader_of_ingress(cluster, settings), signal.SIGKILL)
+        gone_at = time.monotonic()
+        await asyncio.sleep(settings.produce_deadline_s + 1)
+        gone = without_two.answered(gone_at + 1, time.monotonic())
+
+    seen(
+        f"one killed, back after {replaced_s:.1f} s (workers {max(workers_s):.1f} s); two killed, "
+        f"{len(gone)} posts answered {dict(statuses(gone))}"
+    )
     assert replaced_s < BACK_WITHIN_S
     assert max(workers_s) < BACK_WITHIN_S
-    posts.check_in_time(settings.produce_deadline_s)
-
-
-@pytest.mark.row("three-brokers")
-async def test_with_too_few_replicas_in_sync_nothing_is_acknowledged_until_there_are_enough_again(
-    kafka: Kafka, database: str, start_parts: Callable[..., Parts], seen: Seen
-) -> None:
-    settings = make_settings(kafka, database).model_copy(
-        update={"produce_deadline_s": 2, "produce_request_timeout_s": 1}
-    )
-    parts = await asyncio.to_thread(start_parts, settings, ["edge"])
-
-    async def ask_for(replicas: int) -> None:
-        """Have the broker ask for that many, behind our back; there is one."""
-        names = Topics.of(settings)
-        config = {**names.configs(names.ingress, settings), "min.insync.replicas": str(replicas)}
-        admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
-        await admin.start()
-        try:
-            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, names.ingress, config)])
-        finally:
-            await admin.close()
-
-    async with posting(parts, 8) as posts:
-        await posts.acknowledged(time.monotonic(), 10)
-        await ask_for(2)
-        async with asyncio.timeout(30):  # until the broker has heard of it
-            while 503 not in statuses(posts.all):  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
-        heard_at = time.monotonic()
-        await asyncio.sleep(settings.produce_deadline_s + 1)
-        refused = posts.answered(heard_at, time.monotonic())
-        await ask_for(1)
-        await posts.acknowledged(time.monotonic(), 60)
-
-    seen(f"too few replicas: {dict(statuses(refused))}")
-    assert set(statuses(refused)) == {503}
-    posts.check_in_time(settings.produce_deadline_s)
+    assert set(statuses(gone)) == {503}
+    for answered in (posts, without_two):
+        answered.check_in_time(settings.produce_deadline_s)
 
 
 @pytest.mark.row("three-brokers")
