@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import asyncpg
+import httpx
 import pytest
 from pydantic import SecretStr
 from tests.adversity.parts import KEY, PROCESSES, Parts
@@ -59,7 +60,9 @@ async def test_processes_started_before_the_migrations_wait_for_them_and_then_wo
     try:
         for process in ALL:
             parts[process].start()
-        await asyncio.sleep(2)
+        for process in ALL:
+            await waits(parts, process)
+        await asyncio.sleep(1)
         assert all(parts[process].alive for process in ALL), "it ended, and whoever starts it again does so for ever"
         assert await migrate(dsn) == [migration.name for migration in shipped()]
         connection = await asyncpg.connect(dsn)
@@ -104,6 +107,19 @@ async def test_migrations_under_load_lose_no_event_and_restart_nobody(
     for process in ALL:
         await parts.ready(process)
     seen(f"{len(NEXT)} migrations in {took_s:.1f} s, one of which locks events for {lock_s:g} s")
+
+
+async def waits(parts: Parts, process: str, within_s: float = 60.0) -> None:
+    """Wait until a process has come so far as to say that it is not ready."""
+    deadline = time.monotonic() + within_s
+    async with httpx.AsyncClient(timeout=5) as client:
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                assert (await client.get(parts.url(process) + "/health/ready")).status_code == 503
+                return
+            assert parts[process].alive, parts[process].last_lines(20)
+            assert time.monotonic() < deadline, f"{process} does not answer:\n{parts[process].last_lines(20)}"
+            await asyncio.sleep(0.05)
 
 
 async def insist(dsn: str, folder: Path) -> list[str]:
