@@ -58,6 +58,8 @@ class Buckets:
         slots = len(view) // SLOT_BYTES
         self.tags = view[: slots * SLOT_BYTES].cast("Q")
         self.paid_at = view[: slots * SLOT_BYTES].cast("d")
+        # The same from the first of each on, so that `events_paid_at[at]` needs no addition.
+        self.events_paid_at, self.bytes_paid_at = self.paid_at[EVENTS:], self.paid_at[BYTES:]
         self._sets = slots // WAYS
         self._known: dict[bytes, dict[bytes, Known]] = {}
         self._known_count = 0
