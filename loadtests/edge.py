@@ -84,7 +84,7 @@ def _pin(pids: list[int], cores: set[int]) -> None:
 def _load(url: str, secret: list[str], batch: int, connections: int, seconds: float) -> dict[str, Any]:
     command = [
         sys.executable, "-m", "loadtests.load", "--url", url, *secret, "--batch", str(batch),
-        "--connections", str(connections), "--seconds", str(seconds),
+        "--connections", str(connections), "--seconds", str(seconds), "--subjects", "meter",
     ]  # fmt: skip
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     return dict(json.loads(done.stdout))

@@ -45,6 +45,7 @@ class Load:
     rate: float | None = None  # requests a second, over all connections
     tokens: list[str] = field(default_factory=list)  # of devices, in place of the key: line n is for `fleet-00000n`
     # No e: "7e123456" might be a number with an exponent, and the edge would look at each event number by number.
+    subjects: str = ""  # what devices are called, before their number; empty: as the run, so that they are new
     run: bytes = field(default_factory=lambda: secrets.token_hex(4).replace("e", "x").encode())
     statuses: Counter[int] = field(default_factory=Counter)
     answers_s: list[float] = field(default_factory=list)
@@ -68,7 +69,7 @@ class Load:
             for secret in self.tokens or [self.key]
         ]
         run, devices, number, requests = self.run, self.devices, 0, 0
-        fleet = TOKEN_DEVICES if self.tokens else run
+        fleet = TOKEN_DEVICES if self.tokens else self.subjects.encode() or run
         while True:
             own = requests % len(leads)
             lead, requests = leads[own], requests + 1
@@ -179,6 +180,7 @@ def main(
     devices: Annotated[int, typer.Option(min=1)] = 5000,
     seconds: Annotated[float, typer.Option(min=0.1, max=7200)] = 10,
     rate: Annotated[float | None, typer.Option(help="Events a second; default: as fast as acknowledged.")] = None,
+    subjects: Annotated[str, typer.Option(help="The names of devices, but for their number; default: new ones.")] = "",
     tokens: Annotated[Path | None, typer.Option(help="A file: the token of fleet-000000, of the next…")] = None,
 ) -> None:
     """Load one edge and print what it answered."""
@@ -187,6 +189,7 @@ def main(
     load = Load(
         key, batch, devices, where.hostname or "127.0.0.1", connections, started + seconds,
         rate=None if rate is None else rate / batch, tokens=tokens.read_text().split() if tokens else [],
+        subjects=subjects,
     )  # fmt: skip
     uvloop.run(drive(load, where.port or 80))
     took = time.perf_counter() - started
