@@ -152,7 +152,7 @@ class Quotas:
                 _note(spent.senders, senders.tags[at], events_s, bytes_s)
 
     def _spend_each(self, quota: Quota, records: Sequence["Record"], now: float) -> None:
-        """Take what devices cost, of all of them or, refused, of none; 0.35 µs each, so written as `spend` is."""
+        """Take what devices cost, of all of them or, refused, of none; 0.25 µs each, so written as `spend` is."""
         devices, spent, sender, each = self._devices, self.spent, quota.sender, quota.device
         known, tags = devices.known(sender), devices.tags
         events_paid_at, bytes_paid_at = devices.events_paid_at, devices.bytes_paid_at
