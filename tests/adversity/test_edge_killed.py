@@ -29,7 +29,7 @@ async def test_an_edge_killed_under_load_is_back_within_the_restart_backoff(
     draw = random.Random(seed)
     pid_file = path.ready_file.parent / "data" / "pids" / "edge.pid"
     started_s, ready_s = [], []
-    # Small requests, so that some are always in flight: of those a false acknowledgement would be lost.
+    # Small requests, so that some are in flight whenever it dies.
     async with path.ledger(events=events, seed=seed, rate=400, sizes=(1,)) as ledger:
         for _ in range(kills):
             await asyncio.sleep(draw.uniform(*KILL_AFTER_S))
