@@ -65,9 +65,7 @@ class FleetKey(BaseModel):
     responses=documented("not_found", "conflict"),
 )
 async def create_fleet_key(sender: UUID, body: NewFleetKey, db: Db) -> FleetKey:
-    row = await registry.sender(db, sender)
-    if row is None:
-        raise senders.unknown(sender)
+    row = await senders.known(db, sender)
     if row["role"] != "sender" or row["device"] is not None:
         detail = "Fleets belong to a sender with the role sender that is not bound to one device."
         raise Refusal("conflict", detail)
@@ -89,8 +87,7 @@ async def create_fleet_key(sender: UUID, body: NewFleetKey, db: Db) -> FleetKey:
 async def list_fleet_keys(sender: UUID, query: Annotated[PageQuery, Query()], db: Db) -> Page[FleetKey]:
     list_ = f"fleet keys of {sender}"
     after = pages.start(query, list_, UUID)
-    if await registry.sender(db, sender) is None:
-        raise senders.unknown(sender)
+    await senders.known(db, sender)
     rows, last = pages.cut(await registry.fleet_keys(db, sender, after, query.limit + 1), query)
     return Page(items=[FleetKey.of(row) for row in rows], next=last and pages.end(query, list_, last["id"]))
 

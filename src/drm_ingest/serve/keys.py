@@ -102,8 +102,7 @@ async def create_key(sender: UUID, response: Response, db: Db, body: NewKey | No
 async def list_keys(sender: UUID, query: Annotated[PageQuery, Query()], db: Db) -> Page[Key]:
     list_ = f"keys of {sender}"
     after = pages.start(query, list_, UUID)
-    if await registry.sender(db, sender) is None:
-        raise senders.unknown(sender)
+    await senders.known(db, sender)
     rows, last = pages.cut(await registry.keys(db, sender, after, query.limit + 1), query)
     return Page(items=[Key.of(row) for row in rows], next=last and pages.end(query, list_, last["id"]))
 

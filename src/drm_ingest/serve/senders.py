@@ -61,6 +61,18 @@ def unknown(sender: UUID) -> Refusal:
     return Refusal("not_found", f"There is no sender {sender}; GET /v1/senders lists them.")
 
 
+async def known(db: Db, sender: UUID) -> Mapping[str, Any]:
+    """Return the row of a sender.
+
+    Raises:
+        Refusal: not_found.
+    """
+    row: Mapping[str, Any] | None = await registry.sender(db, sender)
+    if row is None:
+        raise unknown(sender)
+    return row
+
+
 @routes.post("", status_code=201, summary="Make a sender", responses=documented("conflict"))
 async def create(body: NewSender, response: Response, db: Db) -> Sender:
     if body.device is not None and body.role != "sender":
@@ -83,10 +95,7 @@ async def list_(query: Annotated[PageQuery, Query()], db: Db) -> Page[Sender]:
 
 @routes.get("/{sender}", summary="Read a sender", responses=documented("not_found"))
 async def read(sender: UUID, db: Db) -> Sender:
-    row = await registry.sender(db, sender)
-    if row is None:
-        raise unknown(sender)
-    return Sender.of(row)
+    return Sender.of(await known(db, sender))
 
 
 @routes.put(
