@@ -53,11 +53,11 @@ async def register(dsn: str, devices: int) -> None:
             select 'meter-' || n, 'M 7', '1.2.3', 'registry' from generate_series(0, {devices - 1}) n;
         insert into party (kind, name) values ('vendor', 'shop');
         insert into party (kind, name) select 'customer', n::text from generate_series(0, {devices // 3}) n;
-        insert into relationship (subject, role, party, exclusive, valid)
-            select 'meter-' || n, 'owner', party.id, true, '[2020-01-01Z,)'
+        insert into relationship (subject, role, party, exclusive, subject_kind, party_kind, valid)
+            select 'meter-' || n, 'owner', party.id, true, 'device', kind, '[2020-01-01Z,)'
             from generate_series(0, {devices - 1}) n join party on party.name = (n / 3)::text;
-        insert into relationship (subject, role, party, exclusive, valid)
-            select 'meter-' || n, 'sold_by', party.id, true, '[2020-01-01Z,)'
+        insert into relationship (subject, role, party, exclusive, subject_kind, party_kind, valid)
+            select 'meter-' || n, 'sold_by', party.id, true, 'device', kind, '[2020-01-01Z,)'
             from generate_series(0, {devices - 1}) n join party on party.name = 'shop';
         analyze
         """

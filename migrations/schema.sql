@@ -218,42 +218,64 @@ CREATE TABLE public.relationship (
     role text NOT NULL,
     party uuid NOT NULL,
     exclusive boolean NOT NULL,
-    subject_kind text GENERATED ALWAYS AS (
-CASE
-    WHEN starts_with(subject, 'party:'::text) THEN 'party'::text
-    ELSE 'device'::text
-END) STORED NOT NULL,
+    subject_kind text NOT NULL,
     slot uuid GENERATED ALWAYS AS (
 CASE
     WHEN exclusive THEN '00000000-0000-0000-0000-000000000000'::uuid
-    ELSE party
+    WHEN (batch IS NULL) THEN party
+    ELSE (md5((((party)::text || ' '::text) || batch)))::uuid
 END) STORED NOT NULL,
     valid tstzrange NOT NULL,
     recorded tstzrange DEFAULT tstzrange(clock_timestamp(), NULL::timestamp with time zone) NOT NULL,
     asserted_by text,
     reason text,
+    party_kind text NOT NULL,
+    version integer DEFAULT 1 NOT NULL,
+    batch text,
+    subject_party uuid GENERATED ALWAYS AS (
+CASE
+    WHEN starts_with(subject, 'party:'::text) THEN (substr(subject, (length('party:'::text) + 1)))::uuid
+    ELSE NULL::uuid
+END) STORED,
+    CONSTRAINT relationship_batch_check CHECK (((length(batch) >= 1) AND (length(batch) <= 100))),
+    CONSTRAINT relationship_batch_of_a_supplier CHECK (((batch IS NULL) OR (role = ANY (ARRAY['made_by'::text, 'parts_by'::text])))),
+    CONSTRAINT relationship_kind_of_subject CHECK (((subject_party IS NULL) = (subject_kind = 'device'::text))),
     CONSTRAINT relationship_recorded_check CHECK (((NOT isempty(recorded)) AND lower_inc(recorded) AND (NOT upper_inc(recorded)))),
     CONSTRAINT relationship_subject_by_id CHECK (((NOT starts_with(subject, 'party:'::text)) OR (subject = ('party:'::text || (substr(subject, (length('party:'::text) + 1)))::uuid)))),
     CONSTRAINT relationship_subject_check CHECK (((length(subject) >= 1) AND (length(subject) <= 200))),
-    CONSTRAINT relationship_valid_check CHECK (((NOT isempty(valid)) AND (NOT upper_inc(valid)) AND (lower_inf(valid) OR lower_inc(valid))))
+    CONSTRAINT relationship_valid_check CHECK (((NOT isempty(valid)) AND (NOT upper_inc(valid)) AND (lower_inf(valid) OR lower_inc(valid)))),
+    CONSTRAINT relationship_version_check CHECK ((version >= 1))
 );
 
 COMMENT ON TABLE public.relationship IS 'Who held which role on a subject: valid is when it was true, recorded is when we knew; open and superseded rows together.';
 
-COMMENT ON COLUMN public.relationship.slot IS '0 for a role that excludes others in time, else the party: what the exclusion compares.';
+COMMENT ON COLUMN public.relationship.slot IS '0 for a role that excludes others in time, else the party (with its batch): what the exclusion compares.';
+
+COMMENT ON COLUMN public.relationship.version IS 'A relation keeps its id through its corrections; each closes the version before it and opens the next.';
+
+COMMENT ON COLUMN public.relationship.batch IS 'Of what the supplier delivered: a batch or a lot.';
 
 CREATE TABLE public.relationship_change (
     number bigint NOT NULL,
-    relationship uuid NOT NULL,
+    relationship uuid,
     subject text NOT NULL COLLATE pg_catalog."C",
     party uuid NOT NULL,
-    role text NOT NULL,
+    role text,
     change text NOT NULL,
     detail jsonb NOT NULL,
-    recorded_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+    recorded_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    version integer,
+    CONSTRAINT relationship_change_change_check CHECK ((change = ANY (ARRAY['begun'::text, 'ended'::text, 'corrected'::text, 'withdrawn'::text, 'linked'::text, 'unlinked'::text]))),
+    CONSTRAINT relationship_change_of_a_version CHECK ((num_nulls(relationship, version, role) =
+CASE
+    WHEN (change = ANY (ARRAY['linked'::text, 'unlinked'::text])) THEN 3
+    ELSE 0
+END))
 );
 
 COMMENT ON TABLE public.relationship_change IS 'What changed in records, in order, written in the transaction of the change.';
+
+COMMENT ON COLUMN public.relationship_change.number IS 'In the order of commit: whoever changes something takes a lock first.';
 
 ALTER TABLE public.relationship_change ALTER COLUMN number ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME public.relationship_change_number_seq
@@ -264,16 +286,40 @@ ALTER TABLE public.relationship_change ALTER COLUMN number ADD GENERATED ALWAYS 
     CACHE 1
 );
 
+CREATE TABLE public.relationship_move (
+    number bigint NOT NULL,
+    party uuid NOT NULL,
+    direction text NOT NULL,
+    starts timestamp with time zone,
+    ends timestamp with time zone,
+    events bigint NOT NULL,
+    types jsonb NOT NULL,
+    CONSTRAINT relationship_move_check CHECK ((starts < ends)),
+    CONSTRAINT relationship_move_direction_check CHECK ((direction = ANY (ARRAY['gained'::text, 'lost'::text]))),
+    CONSTRAINT relationship_move_events_check CHECK ((events >= 0))
+);
+
+COMMENT ON TABLE public.relationship_move IS 'What a change moved onto or off the record of a party: events of the subject in [starts, ends), by type, as counted then.';
+
 CREATE TABLE public.role (
     name text NOT NULL,
     exclusive boolean NOT NULL,
-    subject_kind text NOT NULL,
     meaning text NOT NULL,
-    CONSTRAINT role_name_check CHECK ((name ~ '^[a-z][a-z_]{0,39}$'::text)),
-    CONSTRAINT role_subject_kind_check CHECK ((subject_kind = ANY (ARRAY['device'::text, 'party'::text])))
+    CONSTRAINT role_name_check CHECK ((name ~ '^[a-z][a-z_]{0,39}$'::text))
 );
 
 COMMENT ON COLUMN public.role.exclusive IS 'At most one party at a time holds an exclusive role on a subject.';
+
+CREATE TABLE public.role_kind (
+    role text NOT NULL,
+    exclusive boolean NOT NULL,
+    subject_kind text NOT NULL,
+    party_kind text NOT NULL,
+    CONSTRAINT role_kind_party_kind_check CHECK ((party_kind = ANY (ARRAY['customer'::text, 'vendor'::text, 'partner'::text, 'employee'::text, 'supplier'::text]))),
+    CONSTRAINT role_kind_subject_kind_check CHECK ((subject_kind = ANY (ARRAY['device'::text, 'customer'::text, 'vendor'::text, 'partner'::text, 'employee'::text, 'supplier'::text])))
+);
+
+COMMENT ON TABLE public.role_kind IS 'Which kinds a role joins: of the subject (a device, or a party of that kind) and of the party that holds it.';
 
 CREATE TABLE public.sender (
     id uuid DEFAULT uuidv7() NOT NULL,
@@ -352,17 +398,52 @@ COMMENT ON COLUMN public.subject_day.last_hash IS 'content_hash of the latest: w
 
 ALTER TABLE ONLY public.event ATTACH PARTITION public.event_default DEFAULT;
 
-INSERT INTO public.role VALUES ('owner', true, 'device', 'whose device it is');
-INSERT INTO public.role VALUES ('user', false, 'device', 'who uses it, signed in');
-INSERT INTO public.role VALUES ('sold_by', true, 'device', 'the vendor that sold it');
-INSERT INTO public.role VALUES ('serviced_by', false, 'device', 'the partner that looks after it');
-INSERT INTO public.role VALUES ('installed_by', false, 'device', 'the partner that put it in place');
-INSERT INTO public.role VALUES ('made_by', true, 'device', 'the supplier that made it');
-INSERT INTO public.role VALUES ('parts_by', false, 'device', 'a supplier of parts or batches in it');
-INSERT INTO public.role VALUES ('buys_from', false, 'party', 'the vendor a customer buys from');
-INSERT INTO public.role VALUES ('cared_for_by', false, 'party', 'the employee who cares for a customer');
-INSERT INTO public.role VALUES ('works_for', false, 'party', 'the company an employee works for');
-INSERT INTO public.role VALUES ('supplies', false, 'party', 'whom a supplier supplies');
+INSERT INTO public.role VALUES ('owner', true, 'whose device it is');
+INSERT INTO public.role VALUES ('user', false, 'who uses it, signed in');
+INSERT INTO public.role VALUES ('sold_by', true, 'the vendor that sold it');
+INSERT INTO public.role VALUES ('serviced_by', false, 'the partner that looks after it');
+INSERT INTO public.role VALUES ('installed_by', false, 'the partner that put it in place');
+INSERT INTO public.role VALUES ('made_by', true, 'the supplier that made it');
+INSERT INTO public.role VALUES ('parts_by', false, 'a supplier of parts or batches in it');
+INSERT INTO public.role VALUES ('buys_from', false, 'the vendor a customer buys from');
+INSERT INTO public.role VALUES ('cared_for_by', false, 'the employee who cares for a customer');
+INSERT INTO public.role VALUES ('works_for', false, 'the company an employee works for');
+INSERT INTO public.role VALUES ('supplies', false, 'whom a supplier supplies');
+
+INSERT INTO public.role_kind VALUES ('owner', true, 'device', 'customer');
+INSERT INTO public.role_kind VALUES ('owner', true, 'device', 'vendor');
+INSERT INTO public.role_kind VALUES ('owner', true, 'device', 'partner');
+INSERT INTO public.role_kind VALUES ('owner', true, 'device', 'employee');
+INSERT INTO public.role_kind VALUES ('owner', true, 'device', 'supplier');
+INSERT INTO public.role_kind VALUES ('user', false, 'device', 'customer');
+INSERT INTO public.role_kind VALUES ('user', false, 'device', 'vendor');
+INSERT INTO public.role_kind VALUES ('user', false, 'device', 'partner');
+INSERT INTO public.role_kind VALUES ('user', false, 'device', 'employee');
+INSERT INTO public.role_kind VALUES ('user', false, 'device', 'supplier');
+INSERT INTO public.role_kind VALUES ('sold_by', true, 'device', 'vendor');
+INSERT INTO public.role_kind VALUES ('serviced_by', false, 'device', 'partner');
+INSERT INTO public.role_kind VALUES ('serviced_by', false, 'device', 'vendor');
+INSERT INTO public.role_kind VALUES ('serviced_by', false, 'device', 'employee');
+INSERT INTO public.role_kind VALUES ('installed_by', false, 'device', 'partner');
+INSERT INTO public.role_kind VALUES ('installed_by', false, 'device', 'vendor');
+INSERT INTO public.role_kind VALUES ('installed_by', false, 'device', 'employee');
+INSERT INTO public.role_kind VALUES ('made_by', true, 'device', 'supplier');
+INSERT INTO public.role_kind VALUES ('parts_by', false, 'device', 'supplier');
+INSERT INTO public.role_kind VALUES ('buys_from', false, 'customer', 'vendor');
+INSERT INTO public.role_kind VALUES ('buys_from', false, 'customer', 'partner');
+INSERT INTO public.role_kind VALUES ('cared_for_by', false, 'customer', 'employee');
+INSERT INTO public.role_kind VALUES ('cared_for_by', false, 'customer', 'partner');
+INSERT INTO public.role_kind VALUES ('cared_for_by', false, 'vendor', 'employee');
+INSERT INTO public.role_kind VALUES ('cared_for_by', false, 'partner', 'employee');
+INSERT INTO public.role_kind VALUES ('cared_for_by', false, 'supplier', 'employee');
+INSERT INTO public.role_kind VALUES ('works_for', false, 'employee', 'vendor');
+INSERT INTO public.role_kind VALUES ('works_for', false, 'employee', 'partner');
+INSERT INTO public.role_kind VALUES ('works_for', false, 'employee', 'supplier');
+INSERT INTO public.role_kind VALUES ('works_for', false, 'employee', 'customer');
+INSERT INTO public.role_kind VALUES ('supplies', false, 'supplier', 'vendor');
+INSERT INTO public.role_kind VALUES ('supplies', false, 'supplier', 'partner');
+INSERT INTO public.role_kind VALUES ('supplies', false, 'supplier', 'customer');
+INSERT INTO public.role_kind VALUES ('supplies', false, 'supplier', 'supplier');
 
 SELECT pg_catalog.setval('public.relationship_change_number_seq', 1, false);
 
@@ -391,6 +472,9 @@ ALTER TABLE ONLY public.migration
     ADD CONSTRAINT migration_pkey PRIMARY KEY (name);
 
 ALTER TABLE ONLY public.party
+    ADD CONSTRAINT party_id_kind_key UNIQUE (id, kind);
+
+ALTER TABLE ONLY public.party
     ADD CONSTRAINT party_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY public.party_ref
@@ -403,10 +487,19 @@ ALTER TABLE ONLY public.relationship
     ADD CONSTRAINT relationship_held_once EXCLUDE USING gist (subject WITH =, role WITH =, slot WITH =, valid WITH &&, recorded WITH &&);
 
 ALTER TABLE ONLY public.relationship
-    ADD CONSTRAINT relationship_pkey PRIMARY KEY (id);
+    ADD CONSTRAINT relationship_pkey PRIMARY KEY (id, version);
+
+ALTER TABLE public.relationship
+    ADD CONSTRAINT relationship_with_another CHECK ((subject_party IS DISTINCT FROM party)) NOT VALID;
+
+ALTER TABLE ONLY public.role_kind
+    ADD CONSTRAINT role_kind_pkey PRIMARY KEY (role, subject_kind, party_kind);
+
+ALTER TABLE ONLY public.role_kind
+    ADD CONSTRAINT role_kind_role_exclusive_subject_kind_party_kind_key UNIQUE (role, exclusive, subject_kind, party_kind);
 
 ALTER TABLE ONLY public.role
-    ADD CONSTRAINT role_name_exclusive_subject_kind_key UNIQUE (name, exclusive, subject_kind);
+    ADD CONSTRAINT role_name_exclusive_key UNIQUE (name, exclusive);
 
 ALTER TABLE ONLY public.role
     ADD CONSTRAINT role_pkey PRIMARY KEY (name);
@@ -436,9 +529,19 @@ CREATE INDEX fleet_key_sender ON public.fleet_key USING btree (sender);
 
 CREATE INDEX party_ref_party ON public.party_ref USING btree (party);
 
+CREATE INDEX relationship_change_relationship ON public.relationship_change USING btree (relationship, version);
+
+CREATE INDEX relationship_move_number ON public.relationship_move USING btree (number);
+
+CREATE UNIQUE INDEX relationship_open ON public.relationship USING btree (id) WHERE upper_inf(recorded);
+
 CREATE INDEX relationship_party ON public.relationship USING btree (party, role) WHERE upper_inf(recorded);
 
-CREATE INDEX relationship_subject ON public.relationship USING btree (subject) WHERE upper_inf(recorded);
+CREATE INDEX relationship_party_before ON public.relationship USING btree (party) WHERE (NOT upper_inf(recorded));
+
+CREATE INDEX relationship_subject ON public.relationship USING btree (subject, lower(recorded)) WHERE upper_inf(recorded);
+
+CREATE INDEX relationship_subject_before ON public.relationship USING btree (subject, upper(recorded)) WHERE (NOT upper_inf(recorded));
 
 CREATE INDEX sender_key_sender ON public.sender_key USING btree (sender);
 
@@ -462,11 +565,23 @@ ALTER TABLE ONLY public.fleet_key
 ALTER TABLE ONLY public.party_ref
     ADD CONSTRAINT party_ref_party_fkey FOREIGN KEY (party) REFERENCES public.party(id) ON DELETE CASCADE;
 
-ALTER TABLE ONLY public.relationship
-    ADD CONSTRAINT relationship_party_fkey FOREIGN KEY (party) REFERENCES public.party(id);
+ALTER TABLE ONLY public.relationship_move
+    ADD CONSTRAINT relationship_move_number_fkey FOREIGN KEY (number) REFERENCES public.relationship_change(number);
+
+ALTER TABLE ONLY public.relationship_move
+    ADD CONSTRAINT relationship_move_party_fkey FOREIGN KEY (party) REFERENCES public.party(id);
 
 ALTER TABLE ONLY public.relationship
-    ADD CONSTRAINT relationship_role_exclusive_subject_kind_fkey FOREIGN KEY (role, exclusive, subject_kind) REFERENCES public.role(name, exclusive, subject_kind);
+    ADD CONSTRAINT relationship_party_party_kind_fkey FOREIGN KEY (party, party_kind) REFERENCES public.party(id, kind);
+
+ALTER TABLE ONLY public.relationship
+    ADD CONSTRAINT relationship_role_exclusive_subject_kind_party_kind_fkey FOREIGN KEY (role, exclusive, subject_kind, party_kind) REFERENCES public.role_kind(role, exclusive, subject_kind, party_kind);
+
+ALTER TABLE ONLY public.relationship
+    ADD CONSTRAINT relationship_subject_party_subject_kind_fkey FOREIGN KEY (subject_party, subject_kind) REFERENCES public.party(id, kind);
+
+ALTER TABLE ONLY public.role_kind
+    ADD CONSTRAINT role_kind_role_exclusive_fkey FOREIGN KEY (role, exclusive) REFERENCES public.role(name, exclusive);
 
 ALTER TABLE ONLY public.sender_key
     ADD CONSTRAINT sender_key_sender_fkey FOREIGN KEY (sender) REFERENCES public.sender(id) ON DELETE CASCADE;

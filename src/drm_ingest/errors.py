@@ -102,6 +102,7 @@ PROBLEMS = _table(
     Problem("method_not_allowed", 405, "This path does not take that method."),
     Problem("request_timeout", 408, "The request arrived too slowly."),
     Problem("conflict", 409, "It contradicts something already there."),
+    Problem("precondition_failed", 412, "It is not the version that If-Match names."),
     Problem("body_too_large", 413, "The body is larger than allowed."),
     Problem("decompressed_too_large", 413, "The body is larger than allowed once decompressed."),
     Problem("too_many_events", 413, "The request has more events than allowed."),

@@ -36,8 +36,8 @@ async def directory(settings: Settings) -> AsyncIterator[Directory]:
         yield directory
 
 
-async def party(registry: asyncpg.Connection, name: str, **refs: str) -> uuid.UUID:
-    id_ = await registry.fetchval("insert into party (kind, name) values ('customer', $1) returning id", name)
+async def party(registry: asyncpg.Connection, name: str, kind: str = "customer", **refs: str) -> uuid.UUID:
+    id_ = await registry.fetchval("insert into party (kind, name) values ($1, $2) returning id", kind, name)
     for namespace, ref in refs.items():
         await registry.execute("insert into party_ref values ($1, $2, $3)", namespace, ref, id_)
     return uuid.UUID(str(id_))
@@ -52,8 +52,10 @@ async def relate(
     until: datetime | None = None,
 ) -> None:
     await registry.execute(
-        "insert into relationship (subject, role, party, exclusive, valid)"
-        " select $1, name, $3, exclusive, tstzrange($4, $5) from role where name = $2",
+        "insert into relationship (subject, role, party, exclusive, subject_kind, party_kind, valid)"
+        " select $1, role, party.id, exclusive, subject_kind, party_kind, tstzrange($4, $5)"
+        " from role_kind join party on party.kind = party_kind where role = $2 and party.id = $3 and subject_kind ="
+        " coalesce((select kind from party where 'party:' || id = $1), 'device')",
         subject, role, party, since, until,
     )  # fmt: skip
 
@@ -75,7 +77,7 @@ async def test_a_device_has_its_model_and_the_parties_that_hold_a_role(
     await registry.execute(
         "insert into device (subject, model, firmware, registered_by) values ('m1', 'M 7', '1.2', 'registry')"
     )
-    owner, vendor = await party(registry, "Ada"), await party(registry, "Shop")
+    owner, vendor = await party(registry, "Ada"), await party(registry, "Shop", "vendor")
     await relate(registry, "m1", "owner", owner)
     await relate(registry, "m1", "sold_by", vendor)
     assert await attributes(directory, "m1") == {
@@ -157,7 +159,7 @@ async def test_a_change_while_the_question_is_under_way_is_not_remembered_wrongl
 async def test_a_party_is_found_by_its_id_and_by_its_references(
     directory: Directory, registry: asyncpg.Connection
 ) -> None:
-    vendor, customer = await party(registry, "Shop"), await party(registry, "Ada", crm="778", web="a:b")
+    vendor, customer = await party(registry, "Shop", "vendor"), await party(registry, "Ada", crm="778", web="a:b")
     await relate(registry, f"party:{customer}", "buys_from", vendor)
     expected = {"partyroles": f"buys_from:{vendor} self:{customer}"}
     for name in (f"party:{customer}", "party:crm:778", "party:web:a:b"):
@@ -173,7 +175,7 @@ async def test_what_changes_of_a_party_shows_under_each_of_its_names(
     assert await attributes(directory, "party:crm:778") == {}
     customer = await party(registry, "Ada", crm="778")
     assert await attributes(directory, "party:crm:778") == {"partyroles": f"self:{customer}"}
-    carer = await party(registry, "Eve")
+    carer = await party(registry, "Eve", "employee")
     await relate(registry, f"party:{customer}", "cared_for_by", carer)
     expected = {"partyroles": f"cared_for_by:{carer} self:{customer}"}
     assert await attributes(directory, "party:crm:778") == expected
@@ -210,8 +212,9 @@ async def test_no_more_devices_are_kept_than_allowed(settings: Settings, registr
         for batch in range(10):
             await directory.look_up({f"{batch}-{number}".encode() for number in range(30)})
             assert len(directory) <= 100
-        await relate(registry, f"party:{person}", "cared_for_by", person)
-        assert await attributes(directory, "party:crm:778") == {"partyroles": f"cared_for_by:{person} self:{person}"}
+        carer = await party(registry, "Eve", "employee")
+        await relate(registry, f"party:{person}", "cared_for_by", carer)
+        assert await attributes(directory, "party:crm:778") == {"partyroles": f"cared_for_by:{carer} self:{person}"}
 
 
 class Down:

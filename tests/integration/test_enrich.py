@@ -237,8 +237,8 @@ async def test_an_event_appears_in_context(path: Path) -> None:
     await registry.execute("insert into device (subject, model, registered_by) values ('m1', 'M 7', 'registry')")
     owner = await registry.fetchval("insert into party (kind, name) values ('customer', 'Ada') returning id")
     await registry.execute(
-        "insert into relationship (subject, role, party, exclusive, valid)"
-        " values ('m1', 'owner', $1, true, '[2026-01-01Z,)')",
+        "insert into relationship (subject, role, party, exclusive, subject_kind, party_kind, valid)"
+        " values ('m1', 'owner', $1, true, 'device', 'customer', '[2026-01-01Z,)')",
         owner,
     )
     await registry.close()
@@ -253,8 +253,8 @@ async def test_an_event_appears_in_context(path: Path) -> None:
 async def test_a_relation_shows_in_the_event_that_is_sent_right_after_it(path: Path) -> None:
     registry = await asyncpg.connect(path.settings.postgres_dsn.get_secret_value())
     insert = (
-        "insert into relationship (subject, role, party, exclusive, valid)"
-        " values ('m1', 'owner', $1, true, tstzrange($2, $3))"
+        "insert into relationship (subject, role, party, exclusive, subject_kind, party_kind, valid)"
+        " values ('m1', 'owner', $1, true, 'device', 'customer', tstzrange($2, $3))"
     )
     expected = []
     async with enriching(path.settings):

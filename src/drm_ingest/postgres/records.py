@@ -30,7 +30,7 @@ about (subject, relation_subject, valid) as (
     union all
     select 'party:' || ref.namespace || ':' || ref.ref, held.subject, held.valid
     from held join party_ref ref on ref.party = substr(held.subject, length('party:') + 1)::uuid
-    where held.subject_kind = 'party'
+    where held.subject_kind <> 'device'
     union all
     select 'party:' || $1::uuid, null, tstzrange(null, null)
     union all
@@ -46,7 +46,7 @@ span (subject, relation_subject, starts, ends) as (
     ) as united
 )"""
 
-_TALLY = """
+TALLY = """
 whole as (
     select subject, starts, ends,
            coalesce((starts at time zone 'UTC' + interval '1 day - 1 microsecond')::date, '-infinity') as first_day,
@@ -121,12 +121,12 @@ left join lateral (
       and day = (newest.last_at at time zone 'UTC')::date
 ) as kept on true"""
 
-RECORD = f"with {_ABOUT}, {_SPAN}, {_TALLY}, {_RESULT}"
+RECORD = f"with {_ABOUT}, {_SPAN}, {TALLY}, {_RESULT}"
 _WHOLE_SUBJECT = """
 span (subject, relation_subject, starts, ends) as (
     select $1::text collate "C", null::text, null::timestamptz, null::timestamptz
 )"""
-SUBJECT_RECORD = f"with {_WHOLE_SUBJECT}, {_TALLY}, {_RESULT}"
+SUBJECT_RECORD = f"with {_WHOLE_SUBJECT}, {TALLY}, {_RESULT}"
 
 _HELD_NOW = """
 from relationship join device using (subject)

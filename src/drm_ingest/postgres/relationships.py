@@ -1,62 +1,21 @@
-"""Who held which role on which device or party, and when.
+"""Who held which role on which device or party, and when: as we know it now, and as we knew it at any time.
 
-    UnknownRole   there is no such role, or it joins something else
-    HeldAlready   the role is held at that time; the row that says so
-
-The rules are constraints of the table; here is only the order of a change: lock its subject, then take one time, then
-write the row and what it changed, in one transaction.
+Each relation has versions. One of them is open (`upper_inf(recorded)`), unless the relation was withdrawn; the others
+are closed, and each is what we knew in its `recorded`. Changes are made by relate.py.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 import asyncpg
-import orjson
 
 from drm_ingest.event import PARTY_PREFIX
 from drm_ingest.postgres.registry import find_party
 
-_ROW = """
-select id, subject, role, party, lower(valid) as valid_from, upper(valid) as valid_to,
-       lower(recorded) as recorded_at, asserted_by, reason
+ROW = """
+select id, version, subject, role, party, batch, lower(valid) as valid_from, upper(valid) as valid_to,
+       lower(recorded) as recorded_at, upper(recorded) as superseded_at, asserted_by, reason
 from relationship"""
-
-
-class UnknownRole(Exception):
-    """There is no such role for such a subject; `roles` are those there are."""
-
-    def __init__(self, roles: Sequence[str]) -> None:
-        super().__init__(f"roles: {', '.join(roles)}")
-        self.roles = roles
-
-
-class HeldAlready(Exception):
-    """The role is held at that time; `row` says by whom, from when and until when."""
-
-    def __init__(self, row: asyncpg.Record | None) -> None:
-        super().__init__(f"held by {dict(row) if row else 'another'}")
-        self.row = row
-
-
-class EmptyRange(Exception):
-    """It would end before it begins."""
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """That `party` holds `role` on `subject` from `valid_from` (None: ever) to `valid_to` (None: no end known)."""
-
-    subject: str
-    role: str
-    party: UUID
-    valid_from: datetime | None
-    valid_to: datetime | None
-    asserted_by: str
-    reason: str | None
-    from_now: bool = False
-    """It begins with this change, at the time it is recorded, and `valid_from` says nothing."""
 
 
 async def canonical_subject(db: asyncpg.Connection, subject: str) -> str | None:
@@ -70,72 +29,45 @@ async def canonical_subject(db: asyncpg.Connection, subject: str) -> str | None:
     return None if party is None else f"{PARTY_PREFIX}{party}"
 
 
-async def begin(db: asyncpg.Connection, claim: Claim) -> asyncpg.Record:
-    """Record that a relation holds, register its device if it is new, and return the row.
-
-    `claim.subject` is canonical, and `claim.party` exists.
-
-    Raises:
-        UnknownRole, HeldAlready, EmptyRange: and nothing was changed.
-    """
-    try:
-        async with db.transaction():
-            return await _begin(db, claim)
-    except asyncpg.ExclusionViolationError:
-        pass
-    raise HeldAlready(await _in_the_way(db, claim))
-
-
-async def _begin(db: asyncpg.Connection, claim: Claim) -> asyncpg.Record:
-    await db.execute("select pg_advisory_xact_lock(hashtextextended($1, 0))", claim.subject)
-    # Taken after the lock: now() is older than the wait, and two changes must not be recorded in the wrong order.
-    recorded_at: datetime = await db.fetchval("select clock_timestamp()")
-    valid_from = recorded_at if claim.from_now else claim.valid_from
-    if valid_from is not None and claim.valid_to is not None and valid_from >= claim.valid_to:
-        raise EmptyRange
-    kind = "party" if claim.subject.startswith(PARTY_PREFIX) else "device"
-    exclusive = await db.fetchval("select exclusive from role where name = $1 and subject_kind = $2", claim.role, kind)
-    if exclusive is None:
-        names = await db.fetch("select name from role where subject_kind = $1 order by name", kind)
-        raise UnknownRole([row["name"] for row in names])
-    if kind == "device":
-        await db.execute(
-            "insert into device (subject, registered_by) values ($1, 'relationship') on conflict do nothing",
-            claim.subject,
-        )
-    id_ = await db.fetchval(
-        "insert into relationship (subject, role, party, exclusive, valid, recorded, asserted_by, reason) "
-        "values ($1, $2, $3, $4, tstzrange($5, $6), tstzrange($7, null), $8, $9) returning id",
-        claim.subject, claim.role, claim.party, exclusive, valid_from, claim.valid_to, recorded_at,
-        claim.asserted_by, claim.reason,
-    )  # fmt: skip
-    detail = {
-        "valid_from": valid_from,
-        "valid_to": claim.valid_to,
-        "asserted_by": claim.asserted_by,
-        "reason": claim.reason,
-    }
-    await db.execute(
-        "insert into relationship_change (relationship, subject, party, role, change, detail, recorded_at) "
-        "values ($1, $2, $3, $4, 'begun', $5, $6)",
-        id_, claim.subject, claim.party, claim.role,
-        orjson.dumps(detail, option=orjson.OPT_UTC_Z).decode(), recorded_at,
-    )  # fmt: skip
-    return await db.fetchrow(f"{_ROW} where id = $1", id_)
-
-
-async def _in_the_way(db: asyncpg.Connection, claim: Claim) -> asyncpg.Record | None:
-    """Return the first row that excludes the claim; None where it has gone since."""
-    return await db.fetchrow(
-        f"{_ROW} where subject = $1 and role = $2 and (exclusive or party = $3) and upper_inf(recorded) "
-        "and valid && tstzrange(case when $4 then clock_timestamp() else $5 end, $6) "
-        "order by lower(valid) nulls first limit 1",
-        claim.subject, claim.role, claim.party, claim.from_now, claim.valid_from, claim.valid_to,
-    )  # fmt: skip
-
-
 async def relationship(db: asyncpg.Connection, id_: UUID) -> asyncpg.Record | None:
-    return await db.fetchrow(f"{_ROW} where id = $1 and upper_inf(recorded)", id_)
+    """Return the latest version of a relation, which is closed (`superseded_at`) where it was withdrawn."""
+    return await db.fetchrow(f"{ROW} where id = $1 order by version desc limit 1", id_)
+
+
+async def versions(
+    db: asyncpg.Connection, id_: UUID, *, after: tuple[int, bool] | None, limit: int
+) -> list[asyncpg.Record]:
+    """Return the history of a relation, oldest first: its versions, and its withdrawal, each with its change and moves.
+
+    In each row `moves` is JSON text, and `withdrawn` tells a withdrawal, which stands after the version it closed.
+    """
+    rows: list[asyncpg.Record] = await db.fetch(
+        """
+        select entry.*, coalesce((
+            select jsonb_agg(jsonb_build_object(
+                'party', party, 'direction', direction, 'starts', starts, 'ends', ends,
+                'events', events, 'events_by_type', types) order by starts nulls first)
+            from relationship_move where number = entry.number
+        ), '[]') as moves
+        from (
+            select relationship.version, false as withdrawn, number, lower(valid) as valid_from,
+                   upper(valid) as valid_to, lower(recorded) as recorded_at, asserted_by, reason,
+                   coalesce(change, case relationship.version when 1 then 'begun' else 'corrected' end) as change
+            from relationship left join relationship_change on relationship_change.relationship = id
+                and relationship_change.version = relationship.version and change <> 'withdrawn'
+            where id = $1
+            union all
+            select version, true, number, (detail ->> 'valid_from')::timestamptz, (detail ->> 'valid_to')::timestamptz,
+                   recorded_at, detail ->> 'asserted_by', detail ->> 'reason', change
+            from relationship_change
+            where relationship = $1 and change = 'withdrawn'
+        ) as entry
+        where (version, withdrawn) > ($2, $3)
+        order by version, withdrawn limit $4
+        """,
+        id_, *(after or (0, False)), limit,
+    )  # fmt: skip
+    return rows
 
 
 async def relationships(
@@ -144,19 +76,36 @@ async def relationships(
     subject: str | None,
     party: UUID | None,
     role: str | None,
+    as_of: datetime | None,
+    known_at: datetime | None,
     after: UUID | None,
     limit: int,
 ) -> list[asyncpg.Record]:
-    """Return relations as they are known now, past ones too, by age, those after `after`."""
-    wanted = {"subject": subject, "party": party, "role": role}
+    """Return relations by age, past ones too, those after `after`: of each the version known now, or at `known_at`.
+
+    With `as_of`, those that held then.
+    """
     values: list[object] = [after or UUID(int=0), limit]
-    where = "id > $1 and upper_inf(recorded)"
+    where = "id > $1"
     # Only the conditions that are asked for: `$3 is null or subject = $3` would keep a generic plan from its index.
-    for column, value in wanted.items():
+    for condition, value in (
+        ("subject = ", subject), ("party = ", party), ("role = ", role), ("valid @> ", as_of),
+    ):  # fmt: skip
         if value is not None:
             values.append(value)
-            where += f" and {column} = ${len(values)}"
-    rows: list[asyncpg.Record] = await db.fetch(f"{_ROW} where {where} order by id limit $2", *values)
+            where += f" and {condition}${len(values)}"
+    page = "order by id limit $2"
+    if known_at is None:
+        statement = f"{ROW} where {where} and upper_inf(recorded) {page}"
+    else:
+        # What is open and what is closed, each by its own index.
+        values.append(known_at)
+        then = f"${len(values)}::timestamptz"
+        statement = (
+            f"({ROW} where {where} and upper_inf(recorded) and lower(recorded) <= {then} {page}) union all "
+            f"({ROW} where {where} and not upper_inf(recorded) and recorded @> {then} {page}) {page}"
+        )
+    rows: list[asyncpg.Record] = await db.fetch(statement, *values)
     return rows
 
 

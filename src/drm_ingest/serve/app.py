@@ -14,7 +14,18 @@ from drm_ingest.guesses import Guesses
 from drm_ingest.metrics import Metrics
 from drm_ingest.postgres.migrate import BadMigrations, pending
 from drm_ingest.postgres.pool import PASSING, Pool, open_pool
-from drm_ingest.serve import devices, events, fleet_keys, keys, parties, problems, records, relationships, senders
+from drm_ingest.serve import (
+    devices,
+    events,
+    fleet_keys,
+    keys,
+    parties,
+    problems,
+    records,
+    relationships,
+    revisions,
+    senders,
+)
 from drm_ingest.serve.access import Store
 from drm_ingest.serve.requests import Requests
 from drm_ingest.settings import Settings
@@ -90,7 +101,7 @@ def build(settings: Settings, metrics: Metrics) -> FastAPI:
     if apart is None:
         app.include_router(health.router(metrics, ready))
     # records takes /v1/parties/{anything}, and so stands behind parties.
-    for room in (senders, keys, fleet_keys, parties, records, devices, relationships, events):
+    for room in (senders, keys, fleet_keys, parties, records, devices, relationships, revisions, events):
         app.include_router(room.routes)
     return app
 

@@ -1,25 +1,28 @@
 """Relations: who holds which role on which device or party, and when."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Response
+import asyncpg
+from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from drm_ingest.errors import Refusal
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres import registry
+from drm_ingest.postgres import registry, relate
 from drm_ingest.postgres import relationships as stored
+from drm_ingest.postgres.changes import Claim, EmptyRange, HeldAlready
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Admin, Db, reader
 from drm_ingest.serve.problems import documented, invalid
-from drm_ingest.serve.shapes import Name, Page, PageQuery, PartyName, Request, Subject, Text, Time
+from drm_ingest.serve.shapes import Name, Page, PageQuery, PartyName, Request, Subject, Text, Time, from_json
 
 routes = APIRouter(prefix="/v1/relationships", tags=["relationships"])
 
 _PARTY = "01a202fd-12a9-75d6-a27e-21b5246620a3"
 
 Role = Annotated[Text, StringConstraints(min_length=1, max_length=40)]
+AssertedBy = Annotated[Name | None, Field(description="who says so; left out: the sender of this key")]
 
 
 class NewRelationship(Request):
@@ -28,6 +31,7 @@ class NewRelationship(Request):
             "examples": [
                 {"subject": "meter-7", "role": "owner", "party": _PARTY, "valid_from": "2026-03-01T09:30:00Z"},
                 {"subject": "party:crm:778", "role": "buys_from", "party": "erp:v-12", "valid_from": None},
+                {"subject": "meter-7", "role": "parts_by", "party": "erp:s-3", "batch": "2026-02/17"},
             ]
         }
     )
@@ -37,26 +41,69 @@ class NewRelationship(Request):
     party: PartyName
     valid_from: Time | None = Field(None, description="from then on; null: since ever; left out: from now on")
     valid_to: Time | None = Field(None, description="until then, and not at it; null: no end known")
-    asserted_by: Name | None = Field(None, description="who says so; left out: the sender of this key")
+    batch: Annotated[Text, StringConstraints(min_length=1, max_length=100)] | None = Field(
+        None, description="of what was delivered, for made_by and parts_by"
+    )
+    asserted_by: AssertedBy = None
     reason: Name | None = None
 
 
 class Relationship(BaseModel):
-    id: UUID
+    id: UUID = Field(description="it keeps it through its corrections")
+    version: int = Field(description="1, and one more with each change", examples=[1])
     subject: str = Field(examples=["meter-7"])
     role: str = Field(examples=["owner"])
     party: UUID
     valid_from: Time | None
     valid_to: Time | None
-    recorded_at: Time = Field(description="since when we know")
+    batch: str | None
+    recorded_at: Time = Field(description="since when we know this version")
+    withdrawn_at: Time | None = Field(description="since when we know that it never held")
     asserted_by: str | None
     reason: str | None
+
+
+class Moved(BaseModel):
+    """Events that a change moved onto the record of a party, or off it."""
+
+    party: UUID
+    direction: Literal["gained", "lost"]
+    starts: Time | None
+    ends: Time | None
+    events: int = Field(description="as counted at the change; those that came later are not among them")
+    events_by_type: dict[str, int] = Field(examples=[{"device.measurement": 51_204}])
+
+
+class Change(BaseModel):
+    """What was said of a relation, by whom and why, and what that moved."""
+
+    change: Literal["begun", "ended", "corrected", "withdrawn"]
+    version: int
+    number: int | None = Field(description="in the order of all changes")
+    valid_from: Time | None
+    valid_to: Time | None
+    recorded_at: Time
+    asserted_by: str | None
+    reason: str | None
+    moves: Annotated[list[Moved], from_json]
 
 
 class RelationshipQuery(PageQuery):
     subject: Subject | None = None
     party: PartyName | None = None
     role: Role | None = None
+    as_of: Time | None = Field(None, description="only those that held then")
+    known_at: Time | None = Field(None, description="as we knew it then; left out: as we know it now")
+
+
+def shown(row: asyncpg.Record) -> Relationship:
+    """Return a relation whose version is the latest."""
+    return Relationship(**row, withdrawn_at=row["superseded_at"])
+
+
+def etag(relation: Relationship) -> str:
+    """Return what names this version of it, and changes when it is withdrawn."""
+    return f'"{relation.version}{"-withdrawn" if relation.withdrawn_at else ""}"'
 
 
 @routes.post(
@@ -64,8 +111,9 @@ class RelationshipQuery(PageQuery):
     status_code=201,
     summary="Begin a relation",
     description="A device not heard of yet is registered by it. "
-    "Where the role is held already at that time, 409 names that row in `relationship`.",
-    responses=documented("conflict"),
+    "Where the role is held already at that time, 409 names that row in `relationship`; "
+    "where just this relation is there already, 200 answers with it.",
+    responses={200: {"model": Relationship, "description": "It was there."}, **documented("conflict")},
 )
 async def begin(body: NewRelationship, response: Response, caller: Admin, db: Db) -> Relationship:
     subject = await stored.canonical_subject(db, body.subject)
@@ -76,7 +124,7 @@ async def begin(body: NewRelationship, response: Response, caller: Admin, db: Db
         raise invalid(f"There is no party {body.party}; make it with POST /v1/parties.", pointer="/party")
     if subject == f"{PARTY_PREFIX}{party}":
         raise invalid("A party stands in no relation to itself.", pointer="/party")
-    claim = stored.Claim(
+    claim = Claim(
         subject=subject,
         role=body.role,
         party=party,
@@ -85,36 +133,61 @@ async def begin(body: NewRelationship, response: Response, caller: Admin, db: Db
         asserted_by=body.asserted_by or caller.name,
         reason=body.reason,
         from_now="valid_from" not in body.model_fields_set,
+        batch=body.batch,
     )
     try:
-        row = await stored.begin(db, claim)
-    except stored.EmptyRange:
+        row, new = await relate.begin(db, claim)
+    except EmptyRange:
         raise invalid("Must be later than valid_from.", pointer="/valid_to") from None
-    except stored.UnknownRole as unknown:
-        kind = "party" if subject.startswith(PARTY_PREFIX) else "device"
-        detail = f"There is no such role on a {kind}; there are {', '.join(unknown.roles)}."
-        raise invalid(detail, pointer="/role") from None
-    except stored.HeldAlready as held:
-        raise _conflict(claim, held) from None
-    response.headers["location"] = f"/v1/relationships/{row['id']}"
-    return Relationship(**row)
+    except relate.NoBatch:
+        raise invalid("Only made_by and parts_by have one.", pointer="/batch") from None
+    except relate.UnknownRole as unknown:
+        raise _misfit(body, unknown) from None
+    except HeldAlready as held:
+        raise conflict(held) from None
+    relation = shown(row)
+    response.status_code = 201 if new else 200
+    response.headers["location"] = f"/v1/relationships/{relation.id}"
+    response.headers["etag"] = etag(relation)
+    return relation
 
 
-def _conflict(claim: stored.Claim, held: stored.HeldAlready) -> Refusal:
-    if held.row is None:
-        return Refusal("conflict", f"The role {claim.role} on {claim.subject} has just changed; ask again.")
-    other = Relationship(**held.row)
+def _misfit(body: NewRelationship, unknown: relate.UnknownRole) -> Refusal:
+    if not unknown.kinds:
+        detail = f"There is no such role on a {unknown.subject_kind}; there are {', '.join(unknown.roles)}."
+        return invalid(detail, pointer="/role")
+    kinds = " or ".join(unknown.kinds)
+    detail = (
+        f"Its kind is {unknown.party_kind}; {body.role} of a {unknown.subject_kind} is a party of the kind {kinds}."
+    )
+    return invalid(detail, pointer="/party")
+
+
+def conflict(held: HeldAlready) -> Refusal:
+    """Return the refusal of what another relation excludes."""
+    other = shown(held.row)
     since = f"from {other.valid_from:%Y-%m-%dT%H:%M:%SZ}" if other.valid_from else "since ever"
     until = f"to {other.valid_to:%Y-%m-%dT%H:%M:%SZ}" if other.valid_to else "on"
     return Refusal(
         "conflict",
         f"Party {other.party} is {other.role} of {other.subject} {since} {until} (relationship {other.id}). "
-        "Claim it for a time outside of that; a relation that is there cannot be ended or changed yet.",
+        f"Choose a time outside of that, or first POST /v1/relationships/{other.id}/end, /correct or /withdraw.",
         relationship=other.model_dump(mode="json"),
     )
 
 
-@routes.get("", summary="List relations, past ones too", responses=documented(), dependencies=[Depends(reader)])
+def not_there(relationship: UUID) -> Refusal:
+    """Return the refusal of an id that no relation has."""
+    return Refusal("not_found", f"There is no relationship {relationship}.")
+
+
+@routes.get(
+    "",
+    summary="List relations, past ones too",
+    description="Withdrawn ones only with a `known_at` at which they were not.",
+    responses=documented(),
+    dependencies=[Depends(reader)],
+)
 async def list_(query: Annotated[RelationshipQuery, Query()], db: Db) -> Page[Relationship]:
     after = pages.start(query, "relationships", UUID)
     subject = await stored.canonical_subject(db, query.subject) if query.subject else None
@@ -122,19 +195,57 @@ async def list_(query: Annotated[RelationshipQuery, Query()], db: Db) -> Page[Re
     if (query.subject and subject is None) or (query.party and party is None):
         return Page(items=[], next=None)
     found = await stored.relationships(
-        db, subject=subject, party=party, role=query.role, after=after, limit=query.limit + 1
-    )
+        db, subject=subject, party=party, role=query.role, as_of=query.as_of, known_at=query.known_at, after=after,
+        limit=query.limit + 1,
+    )  # fmt: skip
     rows, last = pages.cut(found, query)
     return Page(
-        items=[Relationship(**row) for row in rows], next=last and pages.end(query, "relationships", last["id"])
+        # At `known_at` nobody knew what would come of them.
+        items=[Relationship(**row, withdrawn_at=None) for row in rows],
+        next=last and pages.end(query, "relationships", last["id"]),
     )
 
 
 @routes.get(
-    "/{relationship}", summary="Read a relation", responses=documented("not_found"), dependencies=[Depends(reader)]
+    "/{relationship}",
+    summary="Read a relation",
+    description="Its latest version, and whether it was withdrawn. "
+    "304 with `If-None-Match` where it is still the version of that ETag.",
+    response_model=Relationship,
+    responses={304: {"description": "It is still that version."}, **documented("not_found")},
+    dependencies=[Depends(reader)],
 )
-async def read(relationship: UUID, db: Db) -> Relationship:
+async def read(
+    relationship: UUID, response: Response, db: Db, if_none_match: Annotated[str | None, Header()] = None
+) -> Any:
     row = await stored.relationship(db, relationship)
     if row is None:
-        raise Refusal("not_found", f"There is no relationship {relationship}.")
-    return Relationship(**row)
+        raise not_there(relationship)
+    relation = shown(row)
+    tag = etag(relation)
+    if if_none_match is not None and any(
+        named.strip().removeprefix("W/") in (tag, "*") for named in if_none_match.split(",")
+    ):
+        return Response(status_code=304, headers={"etag": tag})
+    response.headers["etag"] = tag
+    return relation
+
+
+@routes.get(
+    "/{relationship}/versions",
+    summary="What was said of a relation, oldest first",
+    responses=documented("not_found"),
+    dependencies=[Depends(reader)],
+)
+async def versions(relationship: UUID, query: Annotated[PageQuery, Query()], db: Db) -> Page[Change]:
+    list_ = f"versions of {relationship}"
+    found = await stored.versions(
+        db, relationship, after=pages.start(query, list_, tuple[int, bool]), limit=query.limit + 1
+    )
+    if not found and await stored.relationship(db, relationship) is None:
+        raise not_there(relationship)
+    rows, last = pages.cut(found, query)
+    return Page(
+        items=[Change(**row) for row in rows],
+        next=last and pages.end(query, list_, (last["version"], last["withdrawn"])),
+    )

@@ -1,0 +1,84 @@
+"""What a change of a relation moves onto or off the record of its party.
+
+A party's record holds the events of a subject in the union of the ranges in which it held any role there. So a change
+moves the events in the difference of that union before and after: what it holds through another role does not move.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+import asyncpg
+import orjson
+
+from drm_ingest.postgres.records import TALLY
+
+Ranges = Sequence[asyncpg.Range]
+"""Disjoint and in order: a tstzmultirange."""
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Events in [starts, ends) came onto the record of the party (`gained`), or went off it (`lost`)."""
+
+    direction: Literal["gained", "lost"]
+    starts: datetime | None
+    ends: datetime | None
+    types: dict[str, int]
+
+
+async def held(db: asyncpg.Connection, subject: str, party: UUID) -> Ranges:
+    """Return when the party holds any role on the subject, as is known now."""
+    ranges: Ranges = await db.fetchval(
+        "select coalesce(range_agg(valid), '{}') from relationship "
+        "where subject = $1 and party = $2 and upper_inf(recorded)",
+        subject, party,
+    )  # fmt: skip
+    return ranges
+
+
+_DIFFERENCE = """
+select direction, lower(during) as starts, upper(during) as ends
+from (
+    select 'gained' as direction, unnest($2::tstzmultirange - $1::tstzmultirange) as during
+    union all
+    select 'lost', unnest($1::tstzmultirange - $2::tstzmultirange)
+) as moved
+order by lower(during) nulls first"""
+
+# What is said of a party is said under its id and under each of its references.
+_COUNT = f"""
+with span (subject, relation_subject, starts, ends) as (
+    select name collate "C", null::text, $2::timestamptz, $3::timestamptz
+    from (
+        select $1::text
+        union all
+        select 'party:' || ref.namespace || ':' || ref.ref
+        from party_ref ref where ref.party = case when starts_with($1, 'party:') then substr($1, 7)::uuid end
+    ) as called (name)
+), {TALLY}
+select type, sum(events)::bigint as events from tally group by type order by type"""
+
+
+async def between(db: asyncpg.Connection, subject: str, before: Ranges, after: Ranges) -> list[Move]:
+    """Return the moves that turn what a party held on a subject `before` into `after`, with their counts."""
+    moves = []
+    for row in await db.fetch(_DIFFERENCE, before, after):
+        counts = await db.fetch(_COUNT, subject, row["starts"], row["ends"])
+        moves.append(Move(**row, types={count["type"]: count["events"] for count in counts}))
+    return moves
+
+
+async def write(db: asyncpg.Connection, number: int, party: UUID, moves: Sequence[Move]) -> None:
+    """Write down what the change with this number moved."""
+    await db.executemany(
+        "insert into relationship_move (number, party, direction, starts, ends, events, types) "
+        "values ($1, $2, $3, $4, $5, $6, $7)",
+        [
+            (number, party, move.direction, move.starts, move.ends, sum(move.types.values()),
+             orjson.dumps(move.types).decode())
+            for move in moves
+        ],
+    )  # fmt: skip
