@@ -11,7 +11,7 @@ lock of all changes, so that their numbers are in the order of commit. Whoever c
 one transaction locks all of them first, in order.
 """
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -140,7 +140,7 @@ async def note(
 ) -> None:
     """Write down a change, with what it moved since the party held the subject at `before`."""
     after = await moves.held(db, row["subject"], row["party"])
-    moved = await moves.between(db, row["subject"], before, after)
+    moved = await moves.between(db, row["subject"], row["party"], before, after)
     detail = {
         "valid_from": row["valid_from"],
         "valid_to": row["valid_to"],
@@ -150,12 +150,43 @@ async def note(
     }
     if instead_of is not None:
         detail["instead_of"] = {name: instead_of[name] for name in ("valid_from", "valid_to")}
-    # From here to the end of the transaction no other change gets a number; everything that takes time is done.
-    await db.execute("select pg_advisory_xact_lock($1)", _NUMBERS)
-    number = await db.fetchval(
-        "insert into relationship_change (relationship, version, subject, party, role, change, detail, recorded_at) "
-        "values ($1, $2, $3, $4, $5, $6, $7, $8) returning number",
-        row["id"], row["version"], row["subject"], row["party"], row["role"], change,
+    of = {name: row[name] for name in ("subject", "party", "role", "id", "version")}
+    await write(db, change, of, detail, recorded_at, moved)
+
+
+# Of `locked` there is one row; the number is drawn after it, and the lock is kept for this statement and the commit.
+_WRITE = """
+with locked as materialized (select pg_advisory_xact_lock($1)),
+change as (
+    insert into relationship_change (relationship, version, subject, party, role, change, detail, recorded_at)
+    select $2, $3, $4, $5, $6, $7, $8, $9 from locked returning number
+),
+move as (
+    insert into relationship_move (number, party, direction, starts, ends, events, types)
+    select number, moved.*
+    from change, unnest($10::uuid[], $11::text[], $12::timestamptz[], $13::timestamptz[], $14::bigint[], $15::jsonb[])
+        as moved
+)
+select number from change"""
+
+
+async def write(
+    db: asyncpg.Connection,
+    change: str,
+    of: Mapping[str, object],
+    detail: Mapping[str, object],
+    recorded_at: datetime,
+    moved: Sequence[moves.Move],
+) -> int:
+    """Write down a change and what it moved; return its number. Then commit: nobody else gets a number before.
+
+    `of` has subject and party, and for a change of a relation its id, version and role.
+    """
+    number: int = await db.fetchval(
+        _WRITE, _NUMBERS, of.get("id"), of.get("version"), of["subject"], of["party"], of.get("role"), change,
         orjson.dumps(detail, option=orjson.OPT_UTC_Z).decode(), recorded_at,
+        [move.party for move in moved], [move.direction for move in moved],
+        [move.starts for move in moved], [move.ends for move in moved],
+        [sum(move.types.values()) for move in moved], [orjson.dumps(move.types).decode() for move in moved],
     )  # fmt: skip
-    await moves.write(db, number, row["party"], moved)
+    return number

@@ -11,7 +11,6 @@ from typing import Literal
 from uuid import UUID
 
 import asyncpg
-import orjson
 
 from drm_ingest.postgres.records import TALLY
 
@@ -23,6 +22,7 @@ Ranges = Sequence[asyncpg.Range]
 class Move:
     """Events in [starts, ends) came onto the record of the party (`gained`), or went off it (`lost`)."""
 
+    party: UUID
     direction: Literal["gained", "lost"]
     starts: datetime | None
     ends: datetime | None
@@ -62,23 +62,10 @@ with span (subject, relation_subject, starts, ends) as (
 select type, sum(events)::bigint as events from tally group by type order by type"""
 
 
-async def between(db: asyncpg.Connection, subject: str, before: Ranges, after: Ranges) -> list[Move]:
+async def between(db: asyncpg.Connection, subject: str, party: UUID, before: Ranges, after: Ranges) -> list[Move]:
     """Return the moves that turn what a party held on a subject `before` into `after`, with their counts."""
     moves = []
     for row in await db.fetch(_DIFFERENCE, before, after):
         counts = await db.fetch(_COUNT, subject, row["starts"], row["ends"])
-        moves.append(Move(**row, types={count["type"]: count["events"] for count in counts}))
+        moves.append(Move(party, **row, types={count["type"]: count["events"] for count in counts}))
     return moves
-
-
-async def write(db: asyncpg.Connection, number: int, party: UUID, moves: Sequence[Move]) -> None:
-    """Write down what the change with this number moved."""
-    await db.executemany(
-        "insert into relationship_move (number, party, direction, starts, ends, events, types) "
-        "values ($1, $2, $3, $4, $5, $6, $7)",
-        [
-            (number, party, move.direction, move.starts, move.ends, sum(move.types.values()),
-             orjson.dumps(move.types).decode())
-            for move in moves
-        ],
-    )  # fmt: skip

@@ -88,12 +88,11 @@ async def relationships(
     values: list[object] = [after or UUID(int=0), limit]
     where = "id > $1"
     # Only the conditions that are asked for: `$3 is null or subject = $3` would keep a generic plan from its index.
-    for condition, value in (
-        ("subject = ", subject), ("party = ", party), ("role = ", role), ("valid @> ", as_of),
-    ):  # fmt: skip
+    wanted = {"subject = {}": subject, "party = {}": party, "role = {}": role, "valid @> {}::timestamptz": as_of}
+    for condition, value in wanted.items():
         if value is not None:
             values.append(value)
-            where += f" and {condition}${len(values)}"
+            where += " and " + condition.format(f"${len(values)}")
     page = "order by id limit $2"
     if known_at is None:
         statement = f"{ROW} where {where} and upper_inf(recorded) {page}"
