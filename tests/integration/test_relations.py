@@ -2,8 +2,10 @@
 
 import asyncio
 import itertools
+import re
 from collections import Counter
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -14,6 +16,7 @@ from tests.integration.test_registry import APRIL, MARCH, MAY, make_party, refus
 
 JUNE = "2026-06-01T00:00:00Z"
 RELATIONSHIPS = "/v1/relationships"
+KINDS = ("customer", "vendor", "partner", "employee", "supplier")
 
 
 async def begun(admin: httpx.AsyncClient, party: str, subject: str = "meter-7", **relation: Any) -> dict[str, Any]:
@@ -246,8 +249,7 @@ async def test_batches_of_one_supplier_stand_side_by_side_and_each_but_once(admi
 async def test_a_role_joins_its_kinds_and_no_others(
     admin: httpx.AsyncClient, db: asyncpg.Connection, role: str, subject: str | None, holder: str
 ) -> None:
-    kinds = ("customer", "vendor", "partner", "employee", "supplier")
-    parties = {kind: await make_party(admin, kind, kind) for kind in kinds}
+    parties = {kind: await make_party(admin, kind, kind) for kind in KINDS}
     other = await make_party(admin, "another", subject) if subject else None
     name = f"party:{other}" if other else "meter-7"
     joined = await db.fetch(
@@ -269,6 +271,22 @@ async def test_a_role_joins_its_kinds_and_no_others(
         else:
             assert answer.status_code == 201, answer.text
             await changed(admin, answer.json(), "withdraw")
+
+
+async def test_the_tour_says_which_kinds_each_role_joins(db: asyncpg.Connection) -> None:
+    said = set()
+    page = (Path(__file__).parents[2] / "docs/api.md").read_text()
+    for roles, subjects, parties, number in re.findall(
+        r"^\| (`\w+`.*) \| (.*) \| (.*) \| (one|several) \|$", page, re.MULTILINE
+    ):
+        holders = parties.partition(", once")[0].replace("party of any kind", ", ".join(KINDS)).split(", ")
+        said |= {
+            (role, number == "one", subject, party)
+            for role in re.findall(r"`(\w+)`", roles) for subject in subjects.split(", ") for party in holders
+        }  # fmt: skip
+    assert said == {
+        tuple(row) for row in await db.fetch("select role, exclusive, subject_kind, party_kind from role_kind")
+    }
 
 
 async def test_postgres_knows_the_kinds_of_the_parties_by_itself(

@@ -7,6 +7,7 @@ import asyncio
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import uuid
 from collections.abc import AsyncIterator
@@ -143,6 +144,45 @@ async def test_a_database_ahead_of_this_package_is_no_hindrance(
     await database_connection.execute("insert into migration values ('9999_from_a_newer_release.sql', 'x')")
     assert await pending(database_connection) == []
     assert await migrate(empty) == []
+
+
+async def test_relations_of_the_first_release_are_kept_whatever_they_joined(
+    empty: str, database_connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """0005 holds roles to kinds; what was related before it knew of them stays, and may be said again."""
+    for file in SCHEMA.parent.glob("000[1-4]_*.sql"):
+        shutil.copy(file, tmp_path)
+    await migrate(empty, directory=tmp_path)
+    db = database_connection
+    ada, volt, gone = (uuid.uuid4() for _ in range(3))
+    await db.execute(
+        "insert into party (id, kind, name) values ($1, 'customer', 'Ada'), ($2, 'vendor', 'V')", ada, volt
+    )
+    before = [
+        ("meter-7", "owner", ada, True), ("meter-7", "sold_by", ada, True), ("meter-8", "user", volt, False),
+        (f"party:{volt}", "buys_from", ada, False), (f"party:{gone}", "works_for", volt, False),
+    ]  # fmt: skip
+    insert = (
+        "insert into relationship (subject, role, party, exclusive, valid) values ($1, $2, $3, $4, '[2026-01-01Z,)')"
+    )
+    await db.executemany(insert, before)
+    await db.execute("update relationship set recorded = '[2026-01-01Z,2026-02-01Z)' where subject = 'meter-8'")
+    await db.execute(
+        "insert into relationship_change (relationship, subject, party, role, change, detail) "
+        "select id, subject, party, role, 'begun', '{}' from relationship"
+    )
+    rows = "select id, subject, role, party, exclusive, slot, valid, recorded from relationship order by subject, role"
+    stood = await db.fetch(rows)
+    await migrate(empty)
+    assert await db.fetch(rows) == stood
+    kinds = await db.fetch("select subject, role, subject_kind, party_kind, version from relationship")
+    assert {tuple(row) for row in kinds} == {
+        ("meter-7", "owner", "device", "customer", 1), ("meter-7", "sold_by", "device", "customer", 1),
+        ("meter-8", "user", "device", "vendor", 1), (f"party:{volt}", "buys_from", "vendor", "customer", 1),
+        (f"party:{gone}", "works_for", "customer", "vendor", 1),
+    }  # fmt: skip
+    assert await db.fetchval("select name from party where id = $1", gone) == "unknown"
+    assert await db.fetchval("select count(*) from relationship_change where version = 1") == len(before)
 
 
 @pytest.mark.parametrize("name", ["1_a.sql", "0001-a.sql", "0001_A.sql", "a.sql"])
