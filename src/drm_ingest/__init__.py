@@ -56,17 +56,19 @@ came from, and `letters/replay.py` writes it and sees what becomes of it.
 events for COPY; `days.py` adds them to the day counts of their subject; `refusals.py` finds the rows that Postgres
 refuses, and `dead.py` notes what cannot be stored. `partitions.py` makes months and drops them. Beside the path,
 `credentials.py` holds the keys for the edge, `spent.py` carries what the edges tell each other, and `directory.py`
-answers enrich who a device is and whose. `registry.py` has senders, parties and devices, `relationships.py` who held
-which role when, as we know it now and as we knew it then: `relate.py` begins a relation, `revise.py` ends, corrects or
-withdraws it, `changes.py` is how all of them lock, conflict and are written down, and `moves.py` counts which events
-that moved. And `records.py` puts a party's record together from all of it when it is read, so that a correction learnt
-late is right at once; `fates.py` tells what became of a single event. Each process has the rights of its own role and
-no others (`roles.py`).
+answers enrich who a device is and whose. `registry.py` has senders and devices, `parties.py` the parties and what they
+are called, `attributes.py` what is said of them, `links.py` which of them are the same (`link.py` links and unlinks
+them), `relationships.py` who held which role when, as we know it now and as we knew it then: `relate.py` begins a
+relation, `revise.py` ends, corrects or withdraws it, `changes.py` is how all of them lock, conflict and are written
+down, and `moves.py` counts which events that moved. And `records.py` puts a party's record together from all of it when
+it is read, so that a correction learnt late is right at once; `fates.py` tells what became of a single event. Each
+process has the rights of its own role and no others (`roles.py`).
 
 **serve** shows it to people and their programs. `app.py` opens the rooms. `requests.py` gives each request an id and a
 bound, `access.py` asks who it is and lends it a connection, `problems.py` answers what goes wrong; `shapes.py` and
 `pages.py` are the fields and the cursors that the rooms share. `senders.py` (their keys: `keys.py`, `fleet_keys.py`),
-`parties.py`, `devices.py` and `relationships.py` are the registry (`revisions.py` ends and corrects relations),
+`parties.py` (what is said of them: `attributes.py`, believed in the order of `origins.py`; which are the same:
+`links.py`), `devices.py` and `relationships.py` are the registry (`revisions.py` ends and corrects relations),
 `records.py` the records and timelines, `events.py` an event and its fate.
 
 **up** starts all of this on one machine, with a Kafka and a Postgres of its own; `up/__init__.py` names its files.
@@ -74,7 +76,8 @@ bound, `access.py` asks who it is and lends it a connection, `problems.py` answe
 `__main__.py` is the command line (`terminal.py`: how each command begins and fails): the command picks the process.
 Every bound of every process is in `settings.py`. Each event that a process receives ends with exactly one outcome
 (`outcome.py`), the label of its metric (`metrics.py`); `health.py` tells whether the process could do its work,
-`logs.py` how it writes what it sees, `examples.py` whether schemas and the examples beside them agree, and `silence.py`
+`logs.py` how it writes what it sees, `reference.py` which references identify a party and which
+nobody, `examples.py` whether schemas and the examples beside them agree, and `silence.py`
 ends a connection that has fallen silent. `doctor.py` looks at everything, through `kafka/probe.py` and
 `postgres/probe.py`, and says what to do.
 """

@@ -181,6 +181,16 @@ class Settings(BaseSettings):
     serve_page_bytes_max: Bytes = Field(8 * MiB, description="data of the events on a page, as stored; it ends there")
     serve_connections_max: Count = Field(1000, description="open at a time; above: 503")
 
+    # -- serve: parties -----------------------------------------------------------------------------------------
+    party_references_max: Count = Field(50, le=1000, description="of a party; else 422")
+    party_attributes_max: Count = Field(200, le=1000, description="of a party, those of each origin counted; else 422")
+    attribute_bytes_max: Bytes = Field(2 * KiB, le=64 * KiB, description="the value of an attribute, as JSON; else 422")
+    origins_max: Count = Field(50, le=1000, description="in the declared order of trust; else 422")
+    linked_parties_max: Count = Field(20, le=1000, description="that share one record; else 422")
+    reference_hmac_key: Annotated[SecretStr, Field(min_length=32)] | None = Field(
+        None, description="serve keeps mail addresses and phone numbers as hashes keyed by it, and else refuses them"
+    )
+
     # -- what people see ----------------------------------------------------------------------------------------
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     log_refusals_per_s_max: Count = Field(

@@ -108,7 +108,7 @@ async def test_a_text_in_the_registry_comes_out_as_it_went_in(path: Running, sub
             by_id = (await serve.get(f"/v1/parties/{party.json()['id']}")).json()
             by_reference = (await serve.get("/v1/parties", params={"ref": f"crm:{reference}"})).json()
             assert [found["id"] for found in by_reference["items"]] == [by_id["id"]]
-            assert (by_id["name"], by_id["refs"]) == (text, {"crm": reference})
+            assert (by_id["name"], by_id["refs"]) == (text, {"crm": [reference]})
             for strange in (f"/v1/{quote(text, safe='')}", f"/v1/devices/{quote(subject + text, safe='')}"):
                 answer = await serve.get(strange)
                 assert answer.status_code == 404

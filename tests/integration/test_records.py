@@ -586,12 +586,12 @@ async def test_nothing_large_is_read_whole(large: UUID, db: asyncpg.Connection, 
         for position in (None, after):
             wanted = records.Wanted(types, None, None, position, 101, 1 << 20)
             statement, values = records.timeline_sql(wanted)
-            await _expect_indexes(db, statement, large, datetime(2026, 4, 1, tzinfo=UTC), *values)
-            await _expect_indexes(db, statement, large, None, *values)
+            await _expect_indexes(db, statement, [large], datetime(2026, 4, 1, tzinfo=UTC), *values)
+            await _expect_indexes(db, statement, [large], None, *values)
             statement, values = records.subject_sql(wanted)
             await _expect_indexes(db, statement, "d50", None, *values)
-    await _expect_indexes(db, records.DEVICES, large, 100)
-    await _expect_indexes(db, records.RECORD, large, [f"d{n}" for n in range(1, 101)])
+    await _expect_indexes(db, records.DEVICES, [large], 100)
+    await _expect_indexes(db, records.RECORD, [large], [f"d{n}" for n in range(1, 101)])
     await _expect_indexes(db, records.SUBJECT_RECORD, "d50", [])
 
 

@@ -9,7 +9,7 @@ from drm_ingest.device.portrait import portrait, units_of
 from drm_ingest.schema import Schemas
 
 RECORD = {
-    "id": "01a2035e-a56f-7a85-b8be-9b6882084fbe", "kind": "customer", "name": "Alva [b]", "refs": {"demo": "alva"},
+    "id": "01a2035e-a56f-7a85-b8be-9b6882084fbe", "kind": "customer", "name": "Alva [b]", "refs": {"demo": ["alva"]},
     "events": 3, "events_by_type": {"device.measurement": 1, "commerce.purchase": 1, "feedback.rating": 1},
     "first_seen": "2010-03-01T10:12:00Z", "last_seen": "2010-10-10T23:57:00Z", "devices_now": 1,
     "devices": [{

@@ -37,7 +37,7 @@ def portrait(record: Json, facts: Iterable[Json], sent: Mapping[str, int], units
         of_type = [fact for fact in facts if fact["type"] == type_]
         if of_type:
             grid.add_row(label, _columns([row(fact) for fact in of_type], right=2))
-    references = ", ".join(f"{namespace}:{ref}" for namespace, ref in record["refs"].items())
+    references = ", ".join(f"{namespace}:{ref}" for namespace, refs in record["refs"].items() for ref in refs)
     return Panel(
         Group(grid, "", _counts(record["events_by_type"], sent)),
         title=f"[bold]{escape(record['name'])}[/], {record['kind']}",

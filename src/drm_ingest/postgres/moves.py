@@ -50,8 +50,8 @@ order by lower(during) nulls first"""
 
 # What is said of a party is said under its id and under each of its references.
 _COUNT = f"""
-with span (subject, relation_subject, starts, ends) as (
-    select name collate "C", null::text, $2::timestamptz, $3::timestamptz
+with span (subject, starts, ends) as (
+    select name collate "C", $2::timestamptz, $3::timestamptz
     from (
         select $1::text
         union all

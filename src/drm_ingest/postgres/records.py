@@ -1,9 +1,11 @@
 """What a party's relations brought it, put together when it is read: relations times day counts and events.
 
-A record is made of four steps, each a piece of SQL below:
+A record is that of a group: a party and those linked to it (links.py), whose ids are $1. It is made of four steps,
+each a piece of SQL below:
 
-    ABOUT   which subjects the party stands for, and when: the valid ranges of every role it held on a device or on
-            another party (which may be called by its id or any of its references), and itself, always
+    ABOUT   which subjects the group stands for, and when: the valid ranges of every role one of them held on a device
+            or on another party (which may be called by its id or any of its references, or those of parties linked to
+            it), and themselves, always
     SPAN    per subject the union of those ranges: disjoint, so an event counts once however many roles were held
     WHOLE   the UTC days that lie whole in a span: counted from subject_day
     PART    what is left at its two ends, less than a day each: counted from event
@@ -21,27 +23,45 @@ from uuid import UUID
 import asyncpg
 from msgspec import Meta
 
+from drm_ingest.postgres import attributes, links, parties
+
 _ABOUT = """
 held as materialized (
-    select subject, subject_kind, valid from relationship where party = $1 and upper_inf(recorded)
+    select subject, subject_party, valid from relationship
+    where party = any ($1::uuid[]) and upper_inf(recorded)
+      and (subject_party is null or subject_party <> all ($1::uuid[]))  -- none to oneself, now that they are linked
+),
+kin (party, same) as (
+    select distinct subject_party, subject_party from held where subject_party is not null
+    union
+    select kin.party, linked.same
+    from kin cross join lateral (
+        select other as same from party_link where party_link.party = kin.same and upper_inf(recorded)
+        union all
+        select party_link.party from party_link where party_link.other = kin.same and upper_inf(recorded)
+    ) as linked
+),
+called (party, subject) as (
+    select party, 'party:' || same from kin
+    union all
+    select kin.party, 'party:' || namespace || ':' || ref from kin join party_ref on party_ref.party = kin.same
 ),
 about (subject, relation_subject, valid) as (
-    select subject, subject, valid from held
+    select subject, subject, valid from held where subject_party is null
     union all
-    select 'party:' || ref.namespace || ':' || ref.ref, held.subject, held.valid
-    from held join party_ref ref on ref.party = substr(held.subject, length('party:') + 1)::uuid
-    where held.subject_kind <> 'device'
+    select called.subject, held.subject, held.valid from held join called on called.party = held.subject_party
     union all
-    select 'party:' || $1::uuid, null, tstzrange(null, null)
+    select 'party:' || id, null, tstzrange(null, null) from unnest($1::uuid[]) as own (id)
     union all
-    select 'party:' || namespace || ':' || ref, null, tstzrange(null, null) from party_ref where party = $1
+    select 'party:' || namespace || ':' || ref, null, tstzrange(null, null)
+    from party_ref where party = any ($1::uuid[])
 )"""
 
 _SPAN = """
-span (subject, relation_subject, starts, ends) as (
-    select subject, relation_subject, lower(during), upper(during)
+span (subject, relation_subjects, starts, ends) as (
+    select subject, relation_subjects, lower(during), upper(during)
     from (
-        select subject, max(relation_subject) as relation_subject, unnest(range_agg(valid)) as during
+        select subject, array_agg(distinct relation_subject) as relation_subjects, unnest(range_agg(valid)) as during
         from about group by subject
     ) as united
 )"""
@@ -121,28 +141,39 @@ left join lateral (
       and day = (newest.last_at at time zone 'UTC')::date
 ) as kept on true"""
 
-RECORD = f"with {_ABOUT}, {_SPAN}, {TALLY}, {_RESULT}"
+RECORD = f"with recursive {_ABOUT}, {_SPAN}, {TALLY}, {_RESULT}"
+COUNTS = f"""
+with recursive {_ABOUT}, {_SPAN}, {TALLY}
+select type, sum(events)::bigint as events from tally group by type order by type"""
+RELATIONS = "select count(*) from relationship where party = any ($1::uuid[]) and upper_inf(recorded)"
 _WHOLE_SUBJECT = """
-span (subject, relation_subject, starts, ends) as (
-    select $1::text collate "C", null::text, null::timestamptz, null::timestamptz
+span (subject, relation_subjects, starts, ends) as (
+    select $1::text collate "C", null::text[], null::timestamptz, null::timestamptz
 )"""
 SUBJECT_RECORD = f"with {_WHOLE_SUBJECT}, {TALLY}, {_RESULT}"
 
 _HELD_NOW = """
 from relationship join device using (subject)
-where party = $1 and subject_kind = 'device' and upper_inf(recorded) and valid @> now()"""
+where party = any ($1::uuid[]) and subject_kind = 'device' and upper_inf(recorded) and valid @> now()"""
 DEVICES = f"""
 select subject, model, firmware,
-       jsonb_agg(jsonb_build_object('role', role, 'relationship', relationship.id, 'valid_from', lower(valid))
-                 order by role, lower(valid)) as roles
+       jsonb_agg(jsonb_build_object('role', role, 'party', party, 'relationship', relationship.id,
+                                    'valid_from', lower(valid))
+                 order by role, lower(valid), relationship.id) as roles
 {_HELD_NOW} group by subject, model, firmware order by subject limit $2"""
 DEVICES_NOW = f"select count(distinct subject) {_HELD_NOW}"
 
 
 @dataclass(frozen=True, slots=True)
 class PartyRecord:
-    """What a party's relations brought it, in rows."""
+    """What a party's relations brought it, and those linked to it, in rows."""
 
+    parties: list[asyncpg.Record]
+    """Whose record it is, by age: id, kind, name, created_at, refs (JSON text)."""
+    links: list[asyncpg.Record]
+    """What makes them one: id, party, other, reason, asserted_by, linked_at."""
+    attributes: list[asyncpg.Record]
+    """Every origin's word, the one agreed on first of its name; as `attributes.of_parties` returns them."""
     devices: list[asyncpg.Record]
     """On which it holds a role now, by subject: subject, model, firmware, roles (JSON text)."""
     devices_now: int
@@ -153,12 +184,33 @@ class PartyRecord:
 
 
 async def of_party(db: asyncpg.Connection, party: UUID, devices_limit: int) -> PartyRecord:
-    """Put together the record of a party."""
+    """Put together the record of a party, which exists, and those linked to it."""
     async with db.transaction(isolation="repeatable_read", readonly=True):
-        devices = await db.fetch(DEVICES, party, devices_limit)
-        devices_now = await db.fetchval(DEVICES_NOW, party)
-        latest = await db.fetch(RECORD, party, [row["subject"] for row in devices])
-    return PartyRecord(devices, devices_now, latest)
+        group = await links.group(db, party)
+        members = await parties.parties_of(db, group)
+        held_together_by = await links.links(db, group) if len(group) > 1 else []
+        said = await attributes.of_parties(db, group)
+        devices = await db.fetch(DEVICES, group, devices_limit)
+        devices_now = await db.fetchval(DEVICES_NOW, group)
+        latest = await db.fetch(RECORD, group, [row["subject"] for row in devices])
+    return PartyRecord(members, held_together_by, said, devices, devices_now, latest)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How much is on a record."""
+
+    relations: int
+    """Past ones too."""
+    devices_now: int
+    events_by_type: dict[str, int]
+
+
+async def counts(db: asyncpg.Connection, group: Sequence[UUID]) -> Counts:
+    """Count what is on the record that these parties share, or would share."""
+    relations = await db.fetchval(RELATIONS, group)
+    devices_now = await db.fetchval(DEVICES_NOW, group)
+    return Counts(relations, devices_now, dict(await db.fetch(COUNTS, group)))
 
 
 async def of_subject(db: asyncpg.Connection, subject: str) -> list[asyncpg.Record]:
@@ -208,11 +260,11 @@ class Wanted:
 
 
 async def timeline(db: asyncpg.Connection, party: UUID, wanted: Wanted) -> list[asyncpg.Record]:
-    """Return the events that a party's relations brought it: `_EVENT`, and the roles it held, none for its own.
+    """Return what a party's relations brought it, and those linked to it: `_EVENT`, and the roles; none for their own.
 
     `found` in each is how many there were before `bytes_max` cut them.
     """
-    return await _page(db, party, *timeline_sql(wanted), wanted)
+    return await _page(db, await links.group(db, party), *timeline_sql(wanted), wanted)
 
 
 async def events_of_subject(db: asyncpg.Connection, subject: str, wanted: Wanted) -> list[asyncpg.Record]:
@@ -221,8 +273,8 @@ async def events_of_subject(db: asyncpg.Connection, subject: str, wanted: Wanted
 
 
 def timeline_sql(wanted: Wanted) -> tuple[str, list[object]]:
-    """Return the statement of a timeline and its parameters from $3 on; $1 is the party, $2 how far back it reaches."""
-    return _page_sql(f"{_ABOUT}, {_SPAN}", _ROLES, wanted)
+    """Return the statement of a timeline and its parameters from $3 on; $1 is the group, $2 how far back it reaches."""
+    return _page_sql(f"recursive {_ABOUT}, {_SPAN}", _ROLES, wanted)
 
 
 def subject_sql(wanted: Wanted) -> tuple[str, list[object]]:
@@ -232,13 +284,14 @@ def subject_sql(wanted: Wanted) -> tuple[str, list[object]]:
 
 _ROLES = """array(
     select distinct role from relationship
-    where subject = page.relation_subject and party = $1 and upper_inf(recorded) and valid @> page.occurred_at
+    where subject = any (page.relation_subjects) and party = any ($1::uuid[]) and upper_inf(recorded)
+      and valid @> page.occurred_at
     order by role
 )"""
 
 
 async def _page(
-    db: asyncpg.Connection, of: UUID | str, statement: str, values: list[object], wanted: Wanted
+    db: asyncpg.Connection, of: Sequence[UUID] | str, statement: str, values: list[object], wanted: Wanted
 ) -> list[asyncpg.Record]:
     rows: list[asyncpg.Record]
     newest = min(time for time in (datetime.now(UTC), wanted.until, wanted.after and wanted.after.occurred_at) if time)
@@ -288,7 +341,7 @@ def _page_sql(span: str, roles: str, wanted: Wanted) -> tuple[str, list[object]]
                 rows between unbounded preceding and 1 preceding
             ) as bytes_before
             from (
-                select span.relation_subject, found.*
+                select span.relation_subjects, found.*
                 from span cross join lateral (
                     select happened.* from {days} (
                         select {_EVENT} from event

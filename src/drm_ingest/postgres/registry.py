@@ -1,9 +1,8 @@
-"""Who may send, who the parties are, which devices there are.
+"""Who may send, and which devices there are.
 
-NameTaken       a sender of that name is there already
-ReferenceTaken  a reference already names a party
-KeyTaken        a fleet's key is registered already, or was
-LastKey         without this key no administrator could get in
+NameTaken  a sender of that name is there already
+KeyTaken   a fleet's key is registered already, or was
+LastKey    without this key no administrator could get in
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,14 +24,6 @@ class NameTaken(Exception):
     def __init__(self, sender: UUID) -> None:
         super().__init__(f"sender {sender} has that name")
         self.sender = sender
-
-
-class ReferenceTaken(Exception):
-    """A reference already names a party."""
-
-    def __init__(self, reference: str, party: UUID) -> None:
-        super().__init__(f"{reference} is party {party}")
-        self.reference, self.party = reference, party
 
 
 class KeyTaken(Exception):
@@ -212,68 +203,6 @@ async def revoke_fleet_key(db: asyncpg.Connection, sender: UUID, key: UUID) -> i
         sender, key,
     )  # fmt: skip
     return None if row is None else int(row["was_valid"])
-
-
-# -- parties ----------------------------------------------------------------------------------------------------------
-
-_PARTY = """
-select id, kind, name, created_at,
-       coalesce((select jsonb_object_agg(namespace, ref) from party_ref where party = party.id), '{}') as refs
-from party"""
-
-
-async def create_party(db: asyncpg.Connection, kind: str, name: str, refs: Mapping[str, str]) -> asyncpg.Record:
-    """Return the new party; raises ReferenceTaken, and then nothing was created."""
-    async with db.transaction():
-        party = await db.fetchval("insert into party (kind, name) values ($1, $2) returning id", kind, name)
-        for namespace, ref in sorted(refs.items()):  # in one order for all, or two requests could wait for each other
-            taken = await db.fetchval(
-                "insert into party_ref (namespace, ref, party) values ($1, $2, $3) on conflict do nothing "
-                "returning party",
-                namespace, ref, party,
-            )  # fmt: skip
-            if taken is None:
-                holder = await db.fetchval(
-                    "select party from party_ref where namespace = $1 and ref = $2", namespace, ref
-                )
-                raise ReferenceTaken(f"{namespace}:{ref}", holder)
-        return await db.fetchrow(f"{_PARTY} where id = $1", party)
-
-
-async def find_party(db: asyncpg.Connection, name: str) -> UUID | None:
-    """Return the id of the party called `name`: its id, or a reference such as `crm:778`; None where there is none."""
-    namespace, colon, ref = name.partition(":")
-    found: UUID | None
-    if colon:
-        found = await db.fetchval("select party from party_ref where namespace = $1 and ref = $2", namespace, ref)
-        return found
-    try:
-        id_ = UUID(name)
-    except ValueError:
-        return None
-    found = await db.fetchval("select id from party where id = $1", id_)
-    return found
-
-
-async def party(db: asyncpg.Connection, id_: UUID) -> asyncpg.Record | None:
-    """Return id, kind, name, created_at, refs (JSON text); parties are never deleted."""
-    return await db.fetchrow(f"{_PARTY} where id = $1", id_)
-
-
-async def parties(
-    db: asyncpg.Connection, *, kind: str | None, reference: str | None, after: UUID | None, limit: int
-) -> list[asyncpg.Record]:
-    """Return parties by age, those after `after`."""
-    if reference is not None:
-        found = await find_party(db, reference)
-        row = await party(db, found) if found else None
-        return [row] if row and kind in (None, row["kind"]) and (after is None or row["id"] > after) else []
-    return list(
-        await db.fetch(
-            f"{_PARTY} where id > $1 and ($2::text is null or kind = $2) order by id limit $3",
-            after or UUID(int=0), kind, limit,
-        )
-    )  # fmt: skip
 
 
 # -- devices ----------------------------------------------------------------------------------------------------------

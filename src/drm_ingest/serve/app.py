@@ -15,10 +15,13 @@ from drm_ingest.metrics import Metrics
 from drm_ingest.postgres.migrate import BadMigrations, pending
 from drm_ingest.postgres.pool import PASSING, Pool, open_pool
 from drm_ingest.serve import (
+    attributes,
     devices,
     events,
     fleet_keys,
     keys,
+    links,
+    origins,
     parties,
     problems,
     records,
@@ -101,7 +104,8 @@ def build(settings: Settings, metrics: Metrics) -> FastAPI:
     if apart is None:
         app.include_router(health.router(metrics, ready))
     # records takes /v1/parties/{anything}, and so stands behind parties.
-    for room in (senders, keys, fleet_keys, parties, records, devices, relationships, revisions, events):
+    party_rooms = (parties, attributes, links, origins, records)
+    for room in (senders, keys, fleet_keys, *party_rooms, devices, relationships, revisions, events):
         app.include_router(room.routes)
     return app
 

@@ -10,7 +10,8 @@ from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
 
 from drm_ingest.errors import Refusal
 from drm_ingest.event import ID_CHARACTERS_MAX, PARTY_PREFIX, SOURCE_CHARACTERS_MAX, identity_source
-from drm_ingest.postgres import fates, records, registry, relationships
+from drm_ingest.postgres import fates, records, relationships
+from drm_ingest.postgres import parties as registry
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Anyone, Caller, Db
 from drm_ingest.serve.problems import documented

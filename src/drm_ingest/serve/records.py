@@ -5,17 +5,18 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import asyncpg
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
 
-from drm_ingest.errors import Refusal
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres import records, registry
+from drm_ingest.postgres import records
 from drm_ingest.serve import events
 from drm_ingest.serve.access import Db, Stored, reader
-from drm_ingest.serve.parties import Party
+from drm_ingest.serve.attributes import Attributes, agreed
+from drm_ingest.serve.links import Link
+from drm_ingest.serve.parties import InPath, Party, known_party
 from drm_ingest.serve.problems import documented
-from drm_ingest.serve.shapes import ITEMS_MAX, Page, PartyName, Request, Time, from_json
+from drm_ingest.serve.shapes import ITEMS_MAX, Page, Request, Time, from_json
 
 routes = APIRouter(prefix="/v1/parties", tags=["parties"], dependencies=[Depends(reader)])
 
@@ -44,6 +45,7 @@ class Held(BaseModel):
     """A role held now."""
 
     role: str = Field(examples=["owner"])
+    party: UUID = Field(description="that holds it: of several that are linked, which")
     relationship: UUID
     valid_from: Time | None
 
@@ -59,8 +61,15 @@ class HeldDevice(BaseModel):
 
 
 class Record(Activity, Party):  # the fields of the last come first
-    """A party and everything its relations brought it."""
+    """A party and everything its relations brought it.
 
+    Of linked parties it is one record, the same for each of them: `id`, `name` and `created_at` are those of the one
+    made first.
+    """
+
+    parties: list[Party] = Field(description="whose record it is, by age; one, if it is not linked")
+    links: list[Link] = Field(description="what makes several parties one")
+    attributes: Attributes
     devices: list[HeldDevice] = Field(description="by id; more than asked for: GET /v1/relationships?party=…")
     devices_now: int = Field(description="how many there are", examples=[1])
 
@@ -77,6 +86,14 @@ class RecordQuery(Request):
     devices: int = Field(100, ge=0, le=ITEMS_MAX, description="how many of the devices to show")
 
 
+def _joint_refs(parties: Sequence[Party]) -> dict[str, list[str]]:
+    joint: dict[str, list[str]] = {}
+    for party in parties:
+        for namespace, refs in party.refs.items():
+            joint.setdefault(namespace, []).extend(refs)
+    return {namespace: sorted(joint[namespace]) for namespace in sorted(joint)}
+
+
 def activity(rows: Sequence[asyncpg.Record]) -> Activity:
     """Return what rows of a record say, those over all devices."""
     over_all = [row for row in rows if row["device"] is None]
@@ -89,14 +106,6 @@ def activity(rows: Sequence[asyncpg.Record]) -> Activity:
     )
 
 
-async def _party(db: Db, name: str) -> asyncpg.Record:
-    id_ = await registry.find_party(db, name)
-    party = await registry.party(db, id_) if id_ else None
-    if party is None:
-        raise Refusal("not_found", f"There is no party {name}; GET /v1/parties lists them.")
-    return party
-
-
 # The name of a party may hold a slash (crm:a/7): the parameter takes what is left of the path; the longer stands first.
 @routes.get(
     "/{party:rest}/timeline",
@@ -106,9 +115,9 @@ async def _party(db: Db, name: str) -> asyncpg.Record:
     responses=documented("not_found"),
 )
 async def timeline(
-    party: Annotated[PartyName, Path()], query: Annotated[events.EventsQuery, Query()], db: Db, store: Stored
+    party: InPath, query: Annotated[events.EventsQuery, Query()], db: Db, store: Stored
 ) -> Page[TimelineItem]:
-    id_ = (await _party(db, party))["id"]
+    id_ = await known_party(db, party)
     list_ = f"timeline of {id_}"
     found = await records.timeline(db, id_, events.wanted(query, list_, store.settings.serve_page_bytes_max))
     rows, next_ = events.page(found, query, list_)
@@ -132,15 +141,18 @@ async def timeline(
     "An event counts once for a party, however many roles it held, and only in [`valid_from`, `valid_to`).",
     responses=documented("not_found"),
 )
-async def record(party: Annotated[PartyName, Path()], query: Annotated[RecordQuery, Query()], db: Db) -> Record:
-    who = await _party(db, party)
-    found = await records.of_party(db, who["id"], query.devices)
+async def record(party: InPath, query: Annotated[RecordQuery, Query()], db: Db) -> Record:
+    found = await records.of_party(db, await known_party(db, party), query.devices)
     latest: dict[str, dict[str, State]] = {}
     for row in found.latest:
         if row["device"] is not None:
             latest.setdefault(row["device"], {})[row["type"]] = State(**row)
+    members = [Party(**row) for row in found.parties]
     return Record(
-        **who,
+        **dict(members[0]) | {"refs": _joint_refs(members)},
+        parties=members,
+        links=[Link(**row) for row in found.links],
+        attributes=agreed(found.attributes),
         **dict(activity(found.latest)),
         devices=[
             HeldDevice(

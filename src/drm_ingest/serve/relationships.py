@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from drm_ingest.errors import Refusal
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres import registry, relate
+from drm_ingest.postgres import parties, relate
 from drm_ingest.postgres import relationships as stored
 from drm_ingest.postgres.changes import Claim, EmptyRange, HeldAlready
 from drm_ingest.serve import pages
@@ -119,7 +119,7 @@ async def begin(body: NewRelationship, response: Response, caller: Admin, db: Db
     subject = await stored.canonical_subject(db, body.subject)
     if subject is None:
         raise invalid(f"There is no party {body.subject.removeprefix(PARTY_PREFIX)}.", pointer="/subject")
-    party = await registry.find_party(db, body.party)
+    party = await parties.find_party(db, body.party)
     if party is None:
         raise invalid(f"There is no party {body.party}; make it with POST /v1/parties.", pointer="/party")
     if subject == f"{PARTY_PREFIX}{party}":
@@ -191,7 +191,7 @@ def not_there(relationship: UUID) -> Refusal:
 async def list_(query: Annotated[RelationshipQuery, Query()], db: Db) -> Page[Relationship]:
     after = pages.start(query, "relationships", UUID)
     subject = await stored.canonical_subject(db, query.subject) if query.subject else None
-    party = await registry.find_party(db, query.party) if query.party else None
+    party = await parties.find_party(db, query.party) if query.party else None
     if (query.subject and subject is None) or (query.party and party is None):
         return Page(items=[], next=None)
     found = await stored.relationships(

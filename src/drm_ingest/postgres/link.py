@@ -1,0 +1,114 @@
+"""Linking parties found to be the same, and unlinking them: nothing of either is changed.
+
+OtherKind      parties of different kinds are not the same
+TooManyLinked  more parties would share one record than may
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import asyncpg
+
+from drm_ingest.event import PARTY_PREFIX
+from drm_ingest.postgres.changes import write
+from drm_ingest.postgres.links import LINK, OPEN, group
+
+_LINKS = 0x64726D_6C696E6B  # "drm" "link": the advisory lock of whoever changes a link; two could join too many parties
+
+
+class OtherKind(Exception):
+    """Parties of different kinds are not the same; nothing was changed."""
+
+    def __init__(self, kind: str, other: str) -> None:
+        super().__init__(f"{kind} and {other}")
+        self.kind, self.other = kind, other
+
+
+class TooManyLinked(Exception):
+    """So many parties would share one record; nothing was changed."""
+
+    def __init__(self, parties: int) -> None:
+        super().__init__(f"{parties} parties")
+        self.parties = parties
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """That two parties are the same, or are not: who says so, and why."""
+
+    party: UUID
+    other: UUID
+    asserted_by: str
+    reason: str | None
+
+    @property
+    def pair(self) -> tuple[UUID, UUID]:
+        """In the order in which they are kept: by age."""
+        return min(self.party, self.other), max(self.party, self.other)
+
+
+async def expect_possible(db: asyncpg.Connection, party: UUID, other: UUID, parties_max: int) -> None:
+    """See that two parties, which exist, can be linked.
+
+    Raises:
+        OtherKind, TooManyLinked.
+    """
+    kinds = dict(await db.fetch("select id, kind from party where id = any ($1::uuid[])", [party, other]))
+    if kinds[party] != kinds[other]:
+        raise OtherKind(kinds[party], kinds[other])
+    joint = {*await group(db, party), *await group(db, other)}
+    if len(joint) > parties_max:
+        raise TooManyLinked(len(joint))
+
+
+async def link(db: asyncpg.Connection, claim: Claim, parties_max: int) -> tuple[asyncpg.Record, bool]:
+    """Join the records of two parties, which exist; return the link, and whether it is new.
+
+    Raises:
+        OtherKind, TooManyLinked: and nothing was changed.
+    """
+    async with db.transaction():
+        await db.execute("select pg_advisory_xact_lock($1)", _LINKS)
+        await expect_possible(db, claim.party, claim.other, parties_max)
+        known = await db.fetchrow(
+            f"select {LINK} from party_link where party = $1 and other = $2 and {OPEN}", *claim.pair
+        )
+        if known is not None:
+            return known, False
+        # Not before the last time they were linked ended, should a clock have stepped back.
+        row = await db.fetchrow(
+            "insert into party_link (party, other, kind, reason, asserted_by, recorded) "
+            "select $1, $2, kind, $3, $4, tstzrange(greatest(clock_timestamp(), "
+            "    (select max(upper(recorded)) from party_link where party = $1 and other = $2)), null) "
+            f"from party where id = $1 returning {LINK}",
+            *claim.pair, claim.reason, claim.asserted_by,
+        )  # fmt: skip
+        await _note(db, "linked", claim, row["linked_at"])
+        return row, True
+
+
+async def unlink(db: asyncpg.Connection, claim: Claim) -> bool:
+    """Take two parties apart again; return whether they were linked."""
+    async with db.transaction():
+        await db.execute("select pg_advisory_xact_lock($1)", _LINKS)
+        row = await db.fetchrow(
+            "update party_link set recorded = tstzrange(lower(recorded), "
+            "    greatest(clock_timestamp(), lower(recorded) + interval '1 microsecond')) "
+            f"where party = $1 and other = $2 and {OPEN} returning id, upper(recorded) as unlinked_at",
+            *claim.pair,
+        )  # fmt: skip
+        if row is None:
+            return False
+        await _note(db, "unlinked", claim, row["unlinked_at"])
+        return True
+
+
+async def _note(db: asyncpg.Connection, change: str, claim: Claim, at: datetime) -> None:
+    """Write the change down, for each of the two parties: which of its readers follows which is not known.
+
+    What it brings a record is not counted here: that would take as long as both records are large, with links locked.
+    """
+    detail = {"asserted_by": claim.asserted_by, "reason": claim.reason}
+    for party, other in (claim.pair, claim.pair[::-1]):
+        await write(db, change, {"subject": f"{PARTY_PREFIX}{other}", "party": party}, detail, at, [])

@@ -1,0 +1,56 @@
+"""Which parties are the same: links between them, of which each group shares one record.
+
+A group is all parties that links lead to, over however many of them.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+import asyncpg
+
+OPEN = "upper_inf(recorded)"
+# Two halves, each with a partial index of its own.
+_KNOWN = (
+    "((upper_inf(recorded) and lower(recorded) <= $2::timestamptz)"
+    " or (not upper_inf(recorded) and recorded @> $2::timestamptz))"
+)
+
+
+def _group(condition: str) -> str:
+    return f"""
+with recursive grown (party) as (
+    select $1::uuid
+    union
+    select next.party
+    from grown cross join lateral (
+        select other as party from party_link where party_link.party = grown.party and {condition}
+        union all
+        select party_link.party from party_link where party_link.other = grown.party and {condition}
+    ) as next
+)
+select array_agg(party order by party) from grown"""
+
+
+GROUP = _group(OPEN)
+GROUP_KNOWN = _group(_KNOWN)
+
+LINK = "id, party, other, reason, asserted_by, lower(recorded) as linked_at"
+
+
+async def group(db: asyncpg.Connection, party: UUID, known_at: datetime | None = None) -> list[UUID]:
+    """Return the parties that share one record with this one, by age, itself among them; as known at a time, or now."""
+    found: list[UUID]
+    if known_at is None:
+        found = await db.fetchval(GROUP, party)
+    else:
+        found = await db.fetchval(GROUP_KNOWN, party, known_at)
+    return found
+
+
+async def links(db: asyncpg.Connection, group: Sequence[UUID]) -> list[asyncpg.Record]:
+    """Return what holds a group together: id, party, other, reason, asserted_by, linked_at."""
+    rows: list[asyncpg.Record] = await db.fetch(
+        f"select {LINK} from party_link where party = any ($1::uuid[]) and {OPEN} order by id", group
+    )
+    return rows
