@@ -193,6 +193,15 @@ CREATE TABLE public.migration (
 
 COMMENT ON TABLE public.migration IS 'The files of migrations/ that this database has seen, with the SHA-256 of each.';
 
+CREATE TABLE public.origin (
+    name text NOT NULL COLLATE pg_catalog."C",
+    trust integer NOT NULL,
+    CONSTRAINT origin_name_check CHECK ((name ~ '^[a-z][a-z0-9-]{0,39}$'::text)),
+    CONSTRAINT origin_trust_check CHECK ((trust > 0))
+);
+
+COMMENT ON TABLE public.origin IS 'The declared order of trust: 1 is believed first; origins that are not here come last.';
+
 CREATE TABLE public.party (
     id uuid DEFAULT uuidv7() NOT NULL,
     kind text NOT NULL,
@@ -201,6 +210,39 @@ CREATE TABLE public.party (
     CONSTRAINT party_kind_check CHECK ((kind = ANY (ARRAY['customer'::text, 'vendor'::text, 'partner'::text, 'employee'::text, 'supplier'::text]))),
     CONSTRAINT party_name_check CHECK (((length(name) >= 1) AND (length(name) <= 300)))
 );
+
+CREATE TABLE public.party_attribute (
+    party uuid NOT NULL,
+    name text NOT NULL COLLATE pg_catalog."C",
+    origin text NOT NULL COLLATE pg_catalog."C",
+    value jsonb,
+    said_at timestamp with time zone NOT NULL,
+    recorded_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    asserted_by text NOT NULL,
+    CONSTRAINT party_attribute_asserted_by_check CHECK (((length(asserted_by) >= 1) AND (length(asserted_by) <= 300))),
+    CONSTRAINT party_attribute_name_check CHECK ((name ~ '^[a-z][a-z0-9_.-]{0,59}$'::text)),
+    CONSTRAINT party_attribute_origin_check CHECK ((origin ~ '^[a-z][a-z0-9-]{0,39}$'::text))
+);
+
+COMMENT ON TABLE public.party_attribute IS 'The last word of each origin on each attribute of a party; which is agreed on is decided when it is read.';
+
+COMMENT ON COLUMN public.party_attribute.value IS 'Null: the origin took its word back, and what it said before said_at and arrives later stays so.';
+
+CREATE TABLE public.party_link (
+    id uuid DEFAULT uuidv7() NOT NULL,
+    party uuid NOT NULL,
+    other uuid NOT NULL,
+    kind text NOT NULL,
+    reason text NOT NULL,
+    asserted_by text NOT NULL,
+    recorded tstzrange NOT NULL,
+    CONSTRAINT party_link_asserted_by_check CHECK (((length(asserted_by) >= 1) AND (length(asserted_by) <= 300))),
+    CONSTRAINT party_link_check CHECK ((party < other)),
+    CONSTRAINT party_link_reason_check CHECK (((length(reason) >= 1) AND (length(reason) <= 300))),
+    CONSTRAINT party_link_recorded_check CHECK (((NOT isempty(recorded)) AND lower_inc(recorded) AND (NOT upper_inc(recorded))))
+);
+
+COMMENT ON TABLE public.party_link IS 'Two parties of one kind that are the same: their records are one while recorded is open. The one made first is party.';
 
 CREATE TABLE public.party_ref (
     namespace text NOT NULL,
@@ -471,8 +513,23 @@ ALTER TABLE ONLY public.fleet_key
 ALTER TABLE ONLY public.migration
     ADD CONSTRAINT migration_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY public.origin
+    ADD CONSTRAINT origin_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY public.origin
+    ADD CONSTRAINT origin_trust_key UNIQUE (trust);
+
+ALTER TABLE ONLY public.party_attribute
+    ADD CONSTRAINT party_attribute_pkey PRIMARY KEY (party, name, origin);
+
 ALTER TABLE ONLY public.party
     ADD CONSTRAINT party_id_kind_key UNIQUE (id, kind);
+
+ALTER TABLE ONLY public.party_link
+    ADD CONSTRAINT party_link_held_once EXCLUDE USING gist (party WITH =, other WITH =, recorded WITH &&);
+
+ALTER TABLE ONLY public.party_link
+    ADD CONSTRAINT party_link_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY public.party
     ADD CONSTRAINT party_pkey PRIMARY KEY (id);
@@ -527,6 +584,14 @@ CREATE INDEX event_default_subject_occurred_at_idx ON public.event_default USING
 
 CREATE INDEX fleet_key_sender ON public.fleet_key USING btree (sender);
 
+CREATE INDEX party_link_other ON public.party_link USING btree (other) WHERE upper_inf(recorded);
+
+CREATE INDEX party_link_other_before ON public.party_link USING btree (other) WHERE (NOT upper_inf(recorded));
+
+CREATE INDEX party_link_party ON public.party_link USING btree (party) WHERE upper_inf(recorded);
+
+CREATE INDEX party_link_party_before ON public.party_link USING btree (party) WHERE (NOT upper_inf(recorded));
+
 CREATE INDEX party_ref_party ON public.party_ref USING btree (party);
 
 CREATE INDEX relationship_change_relationship ON public.relationship_change USING btree (relationship, version);
@@ -561,6 +626,15 @@ CREATE TRIGGER tell_directory AFTER INSERT OR UPDATE ON public.relationship FOR 
 
 ALTER TABLE ONLY public.fleet_key
     ADD CONSTRAINT fleet_key_sender_fkey FOREIGN KEY (sender) REFERENCES public.sender(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY public.party_attribute
+    ADD CONSTRAINT party_attribute_party_fkey FOREIGN KEY (party) REFERENCES public.party(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY public.party_link
+    ADD CONSTRAINT party_link_other_kind_fkey FOREIGN KEY (other, kind) REFERENCES public.party(id, kind);
+
+ALTER TABLE ONLY public.party_link
+    ADD CONSTRAINT party_link_party_kind_fkey FOREIGN KEY (party, kind) REFERENCES public.party(id, kind);
 
 ALTER TABLE ONLY public.party_ref
     ADD CONSTRAINT party_ref_party_fkey FOREIGN KEY (party) REFERENCES public.party(id) ON DELETE CASCADE;

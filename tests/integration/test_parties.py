@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 from datetime import UTC, datetime, timedelta
-from itertools import permutations
+from itertools import islice, permutations
 from typing import Any
 
 import httpx
@@ -28,6 +28,8 @@ def serve_settings(serve_settings: Settings) -> Settings:
             "attribute_bytes_max": 100,
             "origins_max": 4,
             "reference_hmac_key": SecretStr(KEY),
+            "postgres_lock_timeout_s": 20,  # whoever waits for others gets its turn, on a busy machine too
+            "postgres_acquire_timeout_s": 20,
         }
     )
 
@@ -142,7 +144,8 @@ async def test_each_origin_keeps_its_word_and_the_most_trusted_is_agreed_on(admi
     assert stands["attributes"] == await attributes(admin, ada)
     # Nothing is declared: the latest word is agreed on.
     assert await agreed(admin, ada) == {
-        "address": ({"street": "Bredgatan 1", "zip": ["2", None]}, "crm"), "city": ("Malmö", "shop"), "tier": (3, "shop"),
+        "address": ({"street": "Bredgatan 1", "zip": ["2", None]}, "crm"), "city": ("Malmö", "shop"),
+        "tier": (3, "shop"),
     }  # fmt: skip
     assert (await admin.get("/v1/origins")).json() == {"origins": []}
     for order, expected in (
@@ -173,13 +176,12 @@ async def test_null_takes_a_word_back_and_leaves_those_of_others(admin: httpx.As
 async def test_any_order_of_arrival_ends_the_same(admin: httpx.AsyncClient) -> None:
     said: list[tuple[str, Any]] = [(MARCH, "Lund"), (APRIL, None), (MAY, "Malmö"), (MAY, "Lund"), (APRIL, "Ystad")]
     ends = set()
-    for order in permutations(said):
+    for order in islice(permutations(said), 0, None, 7):
         ada = await make_party(admin)
-        for said_at, value in order[:4]:
+        for said_at, value in order:
             await say(admin, ada, "crm", said_at, city=value)
-        await say(admin, ada, "crm", order[4][0], city=order[4][1])
-        ends.add(tuple(await agreed(admin, ada)) + tuple((await agreed(admin, ada)).values()))
-    assert ends == {("city", ("Malmö", "crm"))}
+        ends.add(str(await agreed(admin, ada)))
+    assert ends == {"{'city': ('Malmö', 'crm')}"}
 
 
 async def test_what_is_older_than_the_word_that_stands_is_told_so(admin: httpx.AsyncClient) -> None:
@@ -253,7 +255,7 @@ async def test_an_order_of_trust_is_a_list_of_origins(admin: httpx.AsyncClient, 
 async def test_orders_declared_at_once_end_as_one_of_them(admin: httpx.AsyncClient) -> None:
     orders = [["a", "b", "c"], ["c", "b", "a"], ["d"], []]
     answers = await asyncio.gather(*(admin.put("/v1/origins", json={"origins": order}) for order in orders * 3))
-    assert {answer.status_code for answer in answers} <= {200, 503}  # one may have waited too long for the others
+    assert {answer.status_code for answer in answers} == {200}
     assert (await admin.get("/v1/origins")).json()["origins"] in orders
 
 

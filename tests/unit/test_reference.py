@@ -16,9 +16,10 @@ KEY = b"a key of at least thirty-two bytes"
     "ref",
     [
         "null", "NULL", " None ", "nil", "undefined", "NaN", "n/a", "0", "000", "0.0", "-1", "-", "???", " ", "''",
-        "anonymous", ["Anonymous", "User"][0], "unknown", "GUEST", "test", "Test-User", "test_user", "admin", "true",
+        "anonymous", "Anonymous", "unknown", "GUEST", "test", "Test-User", "test_user", "admin", "true",
         "False", "[object Object]", "00000000-0000-0000-0000-000000000000", "{00000000-0000-0000-0000-000000000000}",
-        "ffffffff-ffff-ffff-ffff-ffffffffffff", "0x0000", "ｎｕｌｌ", "ＮＵＬＬ", "\u00a0null\u2003", "user_id", "distinct_id",
+        "ffffffff-ffff-ffff-ffff-ffffffffffff", "0x0000", "ｎｕｌｌ", "ＮＵＬＬ", "\u00a0null\u2003", "user_id",
+        "distinct_id",
         "test@example.com", "TEST@acme.se", "test+1@acme.se", "noreply@acme.se", "no-reply@acme.se", "No_Reply@acme.se",
         "<test@acme.se>", "@acme.se", "not set",
     ],
@@ -31,8 +32,8 @@ def test_a_value_that_may_stand_for_anybody_identifies_nobody(ref: str) -> None:
 
 @pytest.mark.parametrize(
     "ref",
-    ["778", "1", "a9", "v-12", "10", "007", "-12", "nullo", "Testa", "admin@acme.se", "ada@test.com", "guests-7", "ü", "东京",
-     "a/9:ä", "00000000-0000-0000-0000-000000000001", "0a", "testing-7", "latest", "o'neill", "null-island-42"],
+    ["778", "1", "a9", "v-12", "10", "007", "-12", "nullo", "Testa", "admin@acme.se", "ada@test.com", "guests-7", "ü",
+     "东京", "a/9:ä", "00000000-0000-0000-0000-000000000001", "0a", "testing-7", "latest", "o'neill", "null-island-42"],
 )  # fmt: skip
 def test_a_value_of_ones_own_identifies(ref: str) -> None:
     assert not identifies_nobody(ref)
@@ -61,7 +62,7 @@ def test_a_phone_number_is_kept_as_its_keyed_hash_however_it_is_written(number: 
 
 @pytest.mark.parametrize(
     ("namespace", "ref", "key"),
-    [("email", "ada@acme.se", None), ("phone", "+46701234567", None), ("email", "ada", KEY), ("phone", "070-12345", KEY),
+    [("email", "ada@acme.se", None), ("phone", "+46701234567", None), ("email", "ada", KEY), ("phone", "0701", KEY),
      ("email-hmac", "ada@acme.se", KEY), ("email-hmac", "5d41402abc4b2a76b9719d911017c592", KEY), ("phone", "x", KEY),
      ("email", "test@acme.se", KEY), ("email-hmac", "0" * 64, KEY)],
 )  # fmt: skip

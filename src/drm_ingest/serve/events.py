@@ -10,8 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
 
 from drm_ingest.errors import Refusal
 from drm_ingest.event import ID_CHARACTERS_MAX, PARTY_PREFIX, SOURCE_CHARACTERS_MAX, identity_source
-from drm_ingest.postgres import fates, records, relationships
-from drm_ingest.postgres import parties as registry
+from drm_ingest.postgres import fates, parties, records, relationships
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Anyone, Caller, Db
 from drm_ingest.serve.problems import documented
@@ -193,9 +192,9 @@ async def _attached_to(db: asyncpg.Connection, subject: str, at: Any) -> list[At
     held_on = await relationships.canonical_subject(db, subject)
     if held_on is None:
         return []
-    parties = [Attached(**row) for row in await relationships.held_at(db, held_on, at)]
+    attached = [Attached(**row) for row in await relationships.held_at(db, held_on, at)]
     if held_on.startswith(PARTY_PREFIX):
-        party = await registry.party(db, UUID(held_on.removeprefix(PARTY_PREFIX)))
+        party = await parties.party(db, UUID(held_on.removeprefix(PARTY_PREFIX)))
         if party:
-            parties.insert(0, Attached(party=party["id"], kind=party["kind"], roles=["self"]))
-    return parties
+            attached.insert(0, Attached(party=party["id"], kind=party["kind"], roles=["self"]))
+    return attached
