@@ -30,7 +30,13 @@ _MAILBOXES = """
 _MAILBOXES_OF_NOBODY = frozenset(["", *_MAILBOXES.split()])
 
 _between = re.compile(r"[\W_]+")
-_zeros = re.compile(r"(0x)?0+|f{32}")  # the greatest UUID is as much of a placeholder as the smallest
+_zeros = re.compile(
+    r"[{(\"']?("
+    r"[+-]?0+([.,]0+)?|0x0+"
+    r"|(?P<of_uuid>[0f])(?P=of_uuid){7}(-?(?P=of_uuid){4}){3}-?(?P=of_uuid){12}"  # the greatest is none either
+    r"|00([:-]00){5}"  # of a network card
+    r")[})\"']?"
+)
 _mail_address = re.compile(r"[^\s@]{1,64}@[^\s@]{1,255}")
 _phone_number = re.compile(r"\+[1-9][0-9]{6,14}")  # E.164
 _keyed_hash = re.compile(r"[0-9a-f]{64}")
@@ -69,7 +75,7 @@ def identifies_nobody(ref: str) -> bool:
     """Whether a value may stand for anybody, however it is written."""
     folded = unicodedata.normalize("NFKC", ref).casefold().strip()
     letters = _between.sub("", folded)
-    if not letters or folded in _NOBODY_EXACTLY or letters in _NOBODY or _zeros.fullmatch(letters):
+    if not letters or folded in _NOBODY_EXACTLY or letters in _NOBODY or _zeros.fullmatch(folded):
         return True
     mailbox, at, _ = folded.strip("\"'<> ").partition("@")
     return bool(at) and _between.sub("", mailbox.partition("+")[0]) in _MAILBOXES_OF_NOBODY

@@ -182,6 +182,8 @@ async def test_what_changes_of_a_party_shows_under_each_of_its_names(
     assert await attributes(directory, f"party:{customer}") == expected
     await registry.execute("update party_ref set party = $1 where ref = '778'", carer)
     assert await attributes(directory, "party:crm:778") == {"partyroles": f"self:{carer}"}
+    await registry.execute("delete from party_ref where ref = '778'")
+    assert await attributes(directory, "party:crm:778") == {}
 
 
 async def test_of_very_many_relations_the_latest_are_kept_and_the_rest_is_marked(

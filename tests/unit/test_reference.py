@@ -15,7 +15,8 @@ KEY = b"a key of at least thirty-two bytes"
 @pytest.mark.parametrize(
     "ref",
     [
-        "null", "NULL", " None ", "nil", "undefined", "NaN", "n/a", "0", "000", "0.0", "-1", "-", "???", " ", "''",
+        "null", "NULL", " None ", "nil", "undefined", "NaN", "n/a", "0", "000", "0.0",
+        "'0'", "00:00:00:00:00:00", "-1", "-", "???", " ", "''",
         "anonymous", "Anonymous", "unknown", "GUEST", "test", "Test-User", "test_user", "admin", "true",
         "False", "[object Object]", "00000000-0000-0000-0000-000000000000", "{00000000-0000-0000-0000-000000000000}",
         "ffffffff-ffff-ffff-ffff-ffffffffffff", "0x0000", "ｎｕｌｌ", "ＮＵＬＬ", "\u00a0null\u2003", "user_id",
@@ -33,7 +34,8 @@ def test_a_value_that_may_stand_for_anybody_identifies_nobody(ref: str) -> None:
 @pytest.mark.parametrize(
     "ref",
     ["778", "1", "a9", "v-12", "10", "007", "-12", "nullo", "Testa", "admin@acme.se", "ada@test.com", "guests-7", "ü",
-     "东京", "a/9:ä", "00000000-0000-0000-0000-000000000001", "0a", "testing-7", "latest", "o'neill", "null-island-42"],
+     "东京", "a/9:ä", "00000000-0000-0000-0000-000000000001", "0a", "0-0",
+     "testing-7", "latest", "o'neill", "null-island-42"],
 )  # fmt: skip
 def test_a_value_of_ones_own_identifies(ref: str) -> None:
     assert not identifies_nobody(ref)

@@ -57,9 +57,9 @@ async def expect_possible(db: asyncpg.Connection, party: UUID, other: UUID, part
     kinds = dict(await db.fetch("select id, kind from party where id = any ($1::uuid[])", [party, other]))
     if kinds[party] != kinds[other]:
         raise OtherKind(kinds[party], kinds[other])
-    joint = {*await group(db, party), *await group(db, other)}
-    if len(joint) > parties_max:
-        raise TooManyLinked(len(joint))
+    here, there = await group(db, party), await group(db, other)
+    if here != there and len(here) + len(there) > parties_max:
+        raise TooManyLinked(len(here) + len(there))
 
 
 async def link(db: asyncpg.Connection, claim: Claim, parties_max: int) -> tuple[asyncpg.Record, bool]:

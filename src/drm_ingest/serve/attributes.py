@@ -119,7 +119,7 @@ def _stored(name: str, value: Any, bytes_max: int) -> str | None:
     where = json_pointer("attributes", name)
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-        refuse_unstorable(text)
+        refuse_unstorable(b"[" + text + b"]")  # it looks for numbers inside of something
     except Rejected as rejected:
         raise invalid(rejected.detail, pointer=where) from None
     except (ValueError, RecursionError):  # NaN, a lone surrogate, too deep
