@@ -228,8 +228,14 @@ async def test_what_is_said_of_one_is_on_the_record_of_who_serves_the_other(
     assert (await get(admin, f"/v1/parties/{volt}"))["events"] == 2
     items = (await get(admin, f"/v1/parties/{volt}/timeline"))["items"]
     assert [(item["event"]["id"], item["roles"]) for item in items] == [("e0", ["buys_from"]), ("e-1", ["buys_from"])]
+    fate = await get(admin, "/v1/events", subject="party:crm:2", id="e0", source="s")
+    assert [(on["party"], on["roles"]) for on in fate["attached_to"]] == [
+        (ada, ["self"]), (same, ["self"]), (volt, ["buys_from"]),
+    ]  # fmt: skip
     await unlink(admin, same, ada)
     assert (await get(admin, f"/v1/parties/{volt}"))["events"] == 0
+    fate = await get(admin, "/v1/events", subject="party:crm:2", id="e0", source="s")
+    assert [(on["party"], on["roles"]) for on in fate["attached_to"]] == [(same, ["self"])]
 
 
 # -- against a plain model --------------------------------------------------------------------------------------------

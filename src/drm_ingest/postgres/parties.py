@@ -108,6 +108,14 @@ async def party(db: asyncpg.Connection, id_: UUID) -> asyncpg.Record | None:
     return await db.fetchrow(f"{_PARTY} where id = $1", id_)
 
 
+async def kinds(db: asyncpg.Connection, ids: Sequence[UUID]) -> list[asyncpg.Record]:
+    """Return of which kind each of these is, by age: party, kind."""
+    rows: list[asyncpg.Record] = await db.fetch(
+        "select id as party, kind from party where id = any ($1::uuid[]) order by id", ids
+    )
+    return rows
+
+
 async def parties_of(db: asyncpg.Connection, ids: Sequence[UUID]) -> list[asyncpg.Record]:
     """Return the same of several, by age."""
     rows: list[asyncpg.Record] = await db.fetch(f"{_PARTY} where id = any ($1::uuid[]) order by id", ids)

@@ -4,6 +4,7 @@ Each relation has versions. One of them is open (`upper_inf(recorded)`), unless 
 are closed, and each is what we knew in its `recorded`. Changes are made by relate.py.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -121,13 +122,13 @@ async def held_now(db: asyncpg.Connection, subject: str, limit: int) -> list[asy
     return rows
 
 
-async def held_at(db: asyncpg.Connection, subject: str, at: datetime) -> list[asyncpg.Record]:
-    """Return who held a role on a subject at a time: party, kind, roles; as we know it now."""
+async def held_at(db: asyncpg.Connection, subjects: Sequence[str], at: datetime) -> list[asyncpg.Record]:
+    """Return who held a role on any of these at a time: party, kind, roles; as we know it now."""
     rows: list[asyncpg.Record] = await db.fetch(
         "select party, kind, array_agg(distinct role order by role) as roles "
         "from relationship join party on party.id = relationship.party "
-        "where subject = $1 and upper_inf(recorded) and valid @> $2::timestamptz "
+        "where subject = any ($1::text[]) and upper_inf(recorded) and valid @> $2::timestamptz "
         "group by party, kind order by party",
-        subject, at,
+        subjects, at,
     )  # fmt: skip
     return rows

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
 
 from drm_ingest.errors import Refusal
 from drm_ingest.event import ID_CHARACTERS_MAX, PARTY_PREFIX, SOURCE_CHARACTERS_MAX, identity_source
-from drm_ingest.postgres import fates, parties, records, relationships
+from drm_ingest.postgres import fates, links, parties, records, relationships
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Anyone, Caller, Db
 from drm_ingest.serve.problems import documented
@@ -192,9 +192,9 @@ async def _attached_to(db: asyncpg.Connection, subject: str, at: Any) -> list[At
     held_on = await relationships.canonical_subject(db, subject)
     if held_on is None:
         return []
-    attached = [Attached(**row) for row in await relationships.held_at(db, held_on, at)]
-    if held_on.startswith(PARTY_PREFIX):
-        party = await parties.party(db, UUID(held_on.removeprefix(PARTY_PREFIX)))
-        if party:
-            attached.insert(0, Attached(party=party["id"], kind=party["kind"], roles=["self"]))
-    return attached
+    if not held_on.startswith(PARTY_PREFIX):
+        return [Attached(**row) for row in await relationships.held_at(db, [held_on], at)]
+    same = await links.group(db, UUID(held_on.removeprefix(PARTY_PREFIX)))
+    about = [Attached(**row, roles=["self"]) for row in await parties.kinds(db, same)]
+    held = await relationships.held_at(db, [f"{PARTY_PREFIX}{id_}" for id_ in same], at)
+    return about + [Attached(**row) for row in held if row["party"] not in same]
