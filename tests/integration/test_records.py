@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.integration.conftest import Ask, Attach, Sent
 
 from drm_ingest.event import identity_key
-from drm_ingest.postgres import records
+from drm_ingest.postgres import attributes, links, records
 from drm_ingest.serve.app import PLANNER
 
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
@@ -528,7 +528,7 @@ def _latest(events: list[Sent]) -> dict[str, tuple[str, int]]:
 
 # -- how it is read ---------------------------------------------------------------------------------------------------
 
-LARGE = ("event", "subject_day", "relationship", "device", "party_ref")
+LARGE = ("event", "subject_day", "relationship", "device", "party_ref", "party_link", "party_attribute")
 
 
 @pytest.fixture
@@ -568,6 +568,24 @@ async def large(db: asyncpg.Connection) -> UUID:
         select 'd' || row_number() over (), 'owner', id, true, 'device', kind, '[2026-01-20T07:30:00Z,)'
         from party where kind = 'customer' limit 1000
     """)
+    await db.execute("""
+        insert into relationship (subject, role, party, exclusive, subject_kind, party_kind, valid)
+        select 'party:' || id, 'buys_from', $1, false, kind, 'vendor', '[2026-01-20T07:30:00Z,)'
+        from party where kind = 'customer' order by id limit 50
+    """, vendor)  # fmt: skip
+    await db.execute("""
+        insert into party_link (party, other, kind, reason, asserted_by, recorded)
+        select id, next, 'customer', 'same', 'office',
+               tstzrange('2026-03-01T00:00:00Z', case when number % 4 = 0 then timestamptz '2026-04-01T00:00:00Z' end)
+        from (select id, lead(id) over (order by id) as next, row_number() over (order by id) as number
+              from party where kind = 'customer') as p
+        where number % 2 = 0 and next is not null
+    """)
+    await db.execute("""
+        insert into party_attribute (party, name, origin, value, said_at, asserted_by)
+        select id, 'city', origin, '"Lund"', '2026-03-01T00:00:00Z', 'office'
+        from party, unnest(array['crm', 'shop']) as origin
+    """)
     await db.execute("vacuum analyze")
     return vendor
 
@@ -590,6 +608,15 @@ async def test_nothing_large_is_read_whole(large: UUID, db: asyncpg.Connection, 
             await _expect_indexes(db, statement, [large], None, *values)
             statement, values = records.subject_sql(wanted)
             await _expect_indexes(db, statement, "d50", None, *values)
+    linked, knew = (
+        await db.fetchval("select party from party_link order by party desc limit 1"),
+        datetime(2026, 3, 10, tzinfo=UTC),
+    )
+    await _expect_indexes(db, links.GROUP, linked)
+    await _expect_indexes(db, links.GROUP_KNOWN, linked, knew)
+    await _expect_indexes(db, attributes.OF_PARTIES, await links.group(db, linked, knew))
+    await _expect_indexes(db, records.COUNTS, [large])
+    await _expect_indexes(db, records.RELATIONS, [large])
     await _expect_indexes(db, records.DEVICES, [large], 100)
     await _expect_indexes(db, records.RECORD, [large], [f"d{n}" for n in range(1, 101)])
     await _expect_indexes(db, records.SUBJECT_RECORD, "d50", [])

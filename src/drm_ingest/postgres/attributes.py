@@ -45,7 +45,7 @@ join party_attribute as held on held.party = $1 and held.name = said.name and he
 where held.said_at > $3 or held.value is distinct from said.value::jsonb
 order by said.name"""
 
-_HELD = """
+OF_PARTIES = """
 select party_attribute.name, party_attribute.origin, value, said_at, recorded_at, asserted_by, party
 from party_attribute left join origin on origin.name = party_attribute.origin
 where party = any ($1::uuid[]) and value is not null
@@ -75,7 +75,7 @@ async def of_parties(db: asyncpg.Connection, parties: Sequence[UUID]) -> list[as
 
     By name; of each attribute the one agreed on comes first: of the most trusted origin, then the latest.
     """
-    rows: list[asyncpg.Record] = await db.fetch(_HELD, parties)
+    rows: list[asyncpg.Record] = await db.fetch(OF_PARTIES, parties)
     return rows
 
 
