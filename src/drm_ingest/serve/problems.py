@@ -165,7 +165,8 @@ def invalid(detail: str, *, pointer: str | None = None, parameter: str | None = 
 def store_failures_refused(retry_after_s: int) -> Iterator[None]:
     """Turn what Postgres does when it is down, overloaded or not migrated into a refusal, and never a 500.
 
-    A change that was under way then may have been made; asking again tells (what is there already is answered as it is, or is a 409 that names it).
+    A change that was under way then may have been made; asking again tells: what is there already is answered as it is,
+    or is a 409 that names it.
     """
     try:
         yield
