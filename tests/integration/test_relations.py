@@ -505,6 +505,16 @@ async def test_a_change_between_parties_moves_what_is_said_of_one_under_all_its_
     ]  # fmt: skip
 
 
+async def test_what_a_linked_party_holds_too_does_not_move(admin: httpx.AsyncClient) -> None:
+    ada, bo = await make_party(admin), await make_party(admin, "Bo")
+    linked = await admin.post(f"/v1/parties/{ada}/links", json={"party": bo, "reason": "the same person"})
+    assert linked.status_code in {200, 201}, linked.text
+    await begun(admin, ada, valid_to=MAY)
+    user = await begun(admin, bo, role="user", valid_from=APRIL)
+    (move,) = (await history(admin, user))[0]["moves"]
+    assert (move["party"], move["direction"], move["starts"], move["ends"]) == (bo, "gained", MAY, None)
+
+
 async def test_a_correction_in_the_middle_moves_two_ranges_in_their_order(
     admin: httpx.AsyncClient, attach: Attach, db: asyncpg.Connection
 ) -> None:

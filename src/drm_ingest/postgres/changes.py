@@ -132,14 +132,14 @@ async def note(
     change: str,
     row: asyncpg.Record,
     recorded_at: datetime,
-    before: moves.Ranges,
+    before: moves.Held,
     asserted_by: str,
     reason: str | None,
     *,
     instead_of: asyncpg.Record | None = None,
 ) -> None:
     """Write down a change, with what it moved since the party held the subject at `before`."""
-    after = await moves.held(db, row["subject"], row["party"])
+    after = await moves.held_still(db, row["subject"], before.parties)
     moved = await moves.between(db, row["subject"], row["party"], before, after)
     detail = {
         "valid_from": row["valid_from"],

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import asyncpg
 
+from drm_ingest.postgres.links import group
 from drm_ingest.postgres.records import TALLY
 
 Ranges = Sequence[asyncpg.Range]
@@ -29,14 +30,27 @@ class Move:
     types: dict[str, int]
 
 
-async def held(db: asyncpg.Connection, subject: str, party: UUID) -> Ranges:
-    """Return when the party holds any role on the subject, as is known now."""
+@dataclass(frozen=True, slots=True)
+class Held:
+    """When a party, or one that is linked with it, holds any role on a subject."""
+
+    parties: Sequence[UUID]
+    ranges: Ranges
+
+
+async def held(db: asyncpg.Connection, subject: str, party: UUID) -> Held:
+    """Return when a subject's events are on the record of a party, as is known now."""
+    return await held_still(db, subject, await group(db, party))
+
+
+async def held_still(db: asyncpg.Connection, subject: str, parties: Sequence[UUID]) -> Held:
+    """Return the same for those who shared the record before: whom another links meanwhile is a change of its own."""
     ranges: Ranges = await db.fetchval(
         "select coalesce(range_agg(valid), '{}') from relationship "
-        "where subject = $1 and party = $2 and upper_inf(recorded)",
-        subject, party,
+        "where subject = $1 and party = any ($2::uuid[]) and upper_inf(recorded)",
+        subject, parties,
     )  # fmt: skip
-    return ranges
+    return Held(parties, ranges)
 
 
 _DIFFERENCE = """
@@ -62,10 +76,10 @@ with span (subject, starts, ends) as (
 select type, sum(events)::bigint as events from tally group by type order by type"""
 
 
-async def between(db: asyncpg.Connection, subject: str, party: UUID, before: Ranges, after: Ranges) -> list[Move]:
+async def between(db: asyncpg.Connection, subject: str, party: UUID, before: Held, after: Held) -> list[Move]:
     """Return the moves that turn what a party held on a subject `before` into `after`, with their counts."""
     moves = []
-    for row in await db.fetch(_DIFFERENCE, before, after):
+    for row in await db.fetch(_DIFFERENCE, before.ranges, after.ranges):
         counts = await db.fetch(_COUNT, subject, row["starts"], row["ends"])
         moves.append(Move(party, **row, types={count["type"]: count["events"] for count in counts}))
     return moves
