@@ -4,6 +4,17 @@ CREATE EXTENSION IF NOT EXISTS btree_gist WITH SCHEMA public;
 
 COMMENT ON EXTENSION btree_gist IS 'support for indexing common datatypes in GiST';
 
+CREATE FUNCTION public.derive_again() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+begin
+    update identity_event set due = true
+    from (select distinct namespace, ref from changed) as named
+    where identity_event.namespace = named.namespace and identity_event.ref = named.ref and not due and usable;
+    return null;
+end $$;
+
 CREATE FUNCTION public.drop_event_month(month timestamp with time zone) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'public', 'pg_temp'
@@ -185,6 +196,39 @@ COMMENT ON COLUMN public.fleet_key.thumbprint IS 'RFC 7638; once registered a ke
 
 COMMENT ON COLUMN public.fleet_key.identities IS 'Whether its devices may send identity.* events; for parties they never speak.';
 
+CREATE TABLE public.identity_event (
+    key uuid NOT NULL,
+    subject text NOT NULL COLLATE pg_catalog."C",
+    linked boolean NOT NULL,
+    namespace text,
+    ref text,
+    party uuid,
+    role text NOT NULL,
+    method text,
+    occurred_at timestamp with time zone NOT NULL,
+    sequence text,
+    content_hash uuid NOT NULL,
+    sender text NOT NULL,
+    recorded_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    usable boolean NOT NULL,
+    due boolean DEFAULT true NOT NULL,
+    refused text,
+    CONSTRAINT identity_event_check CHECK (((namespace IS NULL) = (ref IS NULL))),
+    CONSTRAINT identity_event_check1 CHECK ((usable OR (refused IS NOT NULL)))
+);
+
+COMMENT ON TABLE public.identity_event IS 'Events identity.linked and identity.unlinked, for ever: the relations of a subject are derived from all of them.';
+
+COMMENT ON COLUMN public.identity_event.key IS 'That of event_identity.';
+
+COMMENT ON COLUMN public.identity_event.namespace IS 'With ref, or party: whom it is about, as it is kept; neither: everybody who holds the role.';
+
+COMMENT ON COLUMN public.identity_event.usable IS 'False where it can never say anything; refused tells why.';
+
+COMMENT ON COLUMN public.identity_event.due IS 'Relations do not have it in them yet.';
+
+COMMENT ON COLUMN public.identity_event.refused IS 'Why it says nothing, as far as is known now.';
+
 CREATE TABLE public.migration (
     name text NOT NULL,
     checksum bytea NOT NULL,
@@ -279,6 +323,7 @@ CASE
     WHEN starts_with(subject, 'party:'::text) THEN (substr(subject, (length('party:'::text) + 1)))::uuid
     ELSE NULL::uuid
 END) STORED,
+    derived boolean DEFAULT false NOT NULL,
     CONSTRAINT relationship_batch_check CHECK (((length(batch) >= 1) AND (length(batch) <= 100))),
     CONSTRAINT relationship_batch_of_a_supplier CHECK (((batch IS NULL) OR (role = ANY (ARRAY['made_by'::text, 'parts_by'::text])))),
     CONSTRAINT relationship_kind_of_subject CHECK (((subject_party IS NULL) = (subject_kind = 'device'::text))),
@@ -296,6 +341,8 @@ COMMENT ON COLUMN public.relationship.slot IS '0 for a role that excludes others
 COMMENT ON COLUMN public.relationship.version IS 'A relation keeps its id through its corrections; each closes the version before it and opens the next.';
 
 COMMENT ON COLUMN public.relationship.batch IS 'Of what the supplier delivered: a batch or a lot.';
+
+COMMENT ON COLUMN public.relationship.derived IS 'Made of identity events and kept equal to them; a person who changes it makes it theirs, and it stays as they said.';
 
 CREATE TABLE public.relationship_change (
     number bigint NOT NULL,
@@ -342,6 +389,14 @@ CREATE TABLE public.relationship_move (
 );
 
 COMMENT ON TABLE public.relationship_move IS 'What a change moved onto or off the record of a party: events of the subject in [starts, ends), by type, as counted then.';
+
+CREATE TABLE public.relay_position (
+    topic text NOT NULL,
+    number bigint NOT NULL,
+    seen_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+
+COMMENT ON TABLE public.relay_position IS 'The last change that is in the topic for good, and when its relay was last alive.';
 
 CREATE TABLE public.role (
     name text NOT NULL,
@@ -510,6 +565,9 @@ ALTER TABLE ONLY public.fleet_key
 ALTER TABLE ONLY public.fleet_key
     ADD CONSTRAINT fleet_key_thumbprint_key UNIQUE (thumbprint);
 
+ALTER TABLE ONLY public.identity_event
+    ADD CONSTRAINT identity_event_pkey PRIMARY KEY (key);
+
 ALTER TABLE ONLY public.migration
     ADD CONSTRAINT migration_pkey PRIMARY KEY (name);
 
@@ -549,6 +607,9 @@ ALTER TABLE ONLY public.relationship
 ALTER TABLE public.relationship
     ADD CONSTRAINT relationship_with_another CHECK ((subject_party IS DISTINCT FROM party)) NOT VALID;
 
+ALTER TABLE ONLY public.relay_position
+    ADD CONSTRAINT relay_position_pkey PRIMARY KEY (topic);
+
 ALTER TABLE ONLY public.role_kind
     ADD CONSTRAINT role_kind_pkey PRIMARY KEY (role, subject_kind, party_kind);
 
@@ -584,6 +645,12 @@ CREATE INDEX event_default_subject_occurred_at_idx ON public.event_default USING
 
 CREATE INDEX fleet_key_sender ON public.fleet_key USING btree (sender);
 
+CREATE INDEX identity_event_due ON public.identity_event USING btree (subject) INCLUDE (recorded_at) WHERE due;
+
+CREATE INDEX identity_event_ref ON public.identity_event USING btree (namespace, ref);
+
+CREATE INDEX identity_event_subject ON public.identity_event USING btree (subject);
+
 CREATE INDEX party_link_other ON public.party_link USING btree (other) WHERE upper_inf(recorded);
 
 CREATE INDEX party_link_other_before ON public.party_link USING btree (other) WHERE (NOT upper_inf(recorded));
@@ -595,6 +662,8 @@ CREATE INDEX party_link_party_before ON public.party_link USING btree (party) WH
 CREATE INDEX party_ref_party ON public.party_ref USING btree (party);
 
 CREATE INDEX relationship_change_relationship ON public.relationship_change USING btree (relationship, version);
+
+CREATE INDEX relationship_derived_before ON public.relationship USING btree (subject) WHERE (derived AND (NOT upper_inf(recorded)));
 
 CREATE INDEX relationship_move_number ON public.relationship_move USING btree (number);
 
@@ -611,6 +680,10 @@ CREATE INDEX relationship_subject_before ON public.relationship USING btree (sub
 CREATE INDEX sender_key_sender ON public.sender_key USING btree (sender);
 
 ALTER INDEX public.event_subject_occurred_at ATTACH PARTITION public.event_default_subject_occurred_at_idx;
+
+CREATE TRIGGER derive_again_with AFTER INSERT ON public.party_ref REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION public.derive_again();
+
+CREATE TRIGGER derive_again_without AFTER DELETE ON public.party_ref REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION public.derive_again();
 
 CREATE TRIGGER fleet_key_tells AFTER INSERT OR DELETE OR UPDATE ON public.fleet_key FOR EACH STATEMENT EXECUTE FUNCTION public.tell_credentials();
 

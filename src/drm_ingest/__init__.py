@@ -44,7 +44,9 @@ record on from there. `enrich/ingress.py` reads it, it is placed in time, `enric
 `enrich/user_agent.py` tells the app. So it comes into the topic of its family, which product teams subscribe to.
 `attach/worker.py` reads the families: `attach/follow.py` sees that no offset is missing, `attach/decode.py` makes rows
 of the records, and a batch becomes durable in Postgres with the position it has reached, in one transaction;
-`attach/bury.py` writes its dead letters before that commits. `attach/accounts.py` counts what became of each event, and
+`attach/bury.py` writes its dead letters before that commits. Who signed in is linked by `attach/link.py` after the
+commit: `attach/ranges.py` derives from all identity events of a device who held which role when. What changed in
+records is published by `attach/relay.py`, in order. `attach/accounts.py` counts what became of each event, and
 `attach/keep.py` waits for Postgres and keeps its partitions.
 
 Dead letters are a person's: `letters/cli.py` has the commands, and `letters/command.py` does them. `letters/find.py`
@@ -54,13 +56,15 @@ came from, and `letters/replay.py` writes it and sees what becomes of it.
 **Postgres** holds it, through connections whose every wait has an end (`pool.py`), in tables that `migrate.py` brings.
 `events.py` is that transaction: `positions.py` moves the position, by its owner alone; `rows.py` packs identities and
 events for COPY; `days.py` adds them to the day counts of their subject; `refusals.py` finds the rows that Postgres
-refuses, and `dead.py` notes what cannot be stored. `partitions.py` makes months and drops them. Beside the path,
-`credentials.py` holds the keys for the edge, `spent.py` carries what the edges tell each other, and `directory.py`
-answers enrich who a device is and whose. `registry.py` has senders and devices, `parties.py` the parties and what they
+refuses, and `dead.py` notes what cannot be stored; `identities.py` keeps what identity events say, and `derive.py`
+makes relations equal to it. `partitions.py` makes months and drops them. Beside the path, `credentials.py` holds the
+keys for the edge, `spent.py` carries what the edges tell each other, and `directory.py` answers enrich who a device is
+and whose. `registry.py` has senders and devices, `parties.py` the parties and what they
 are called, `attributes.py` what is said of them, `links.py` which of them are the same (`link.py` links and unlinks
 them), `relationships.py` who held which role when, as we know it now and as we knew it then: `relate.py` begins a
 relation, `revise.py` ends, corrects or withdraws it, `changes.py` is how all of them lock, conflict and are written
-down, and `moves.py` counts which events that moved. And `records.py` puts a party's record together from all of it when
+down, `moves.py` counts which events that moved, and `outbox.py` hands the changes out to be published. And
+`records.py` puts a party's record together from all of it when
 it is read, so that a correction learnt late is right at once; `fates.py` tells what became of a single event. Each
 process has the rights of its own role and no others (`roles.py`).
 

@@ -148,6 +148,16 @@ class Metrics:
     )
     directory_lookups = _counter(_ENRICH, "drm_directory_lookups", "Device context looked up.", "result")
     braked = _gauge(_WORKERS, "drm_braked", "1 while too many events fail and the worker waits for a person, else 0.")
+    identity_events = _counter(
+        _ATTACH, "drm_identity_events", "Identity events derived into relations, or refused, by result.", "result"
+    )
+    identity_lag_seconds = _gauge(
+        _ATTACH, "drm_identity_lag_seconds", "How long the oldest identity event waits to be in relations."
+    )
+    relayed = _counter(_ATTACH, "drm_relationship_changes_published", "Changes of relations published, repeats too.")
+    relay_lag_seconds = _gauge(
+        _ATTACH, "drm_relationship_changes_lag_seconds", "How long the oldest change not published has been waiting."
+    )
     fenced = _counter(_ATTACH, "drm_fenced", "Batches rolled back because another worker owns the partition.")
 
     def __init__(self, process: Process) -> None:

@@ -9,6 +9,8 @@ import hmac
 import re
 import unicodedata
 
+from drm_ingest.settings import Settings
+
 KEYED = {"email": "email-hmac", "phone": "phone-hmac"}
 """Namespaces that are not kept in the clear, and those their keyed hashes are kept under."""
 
@@ -44,6 +46,11 @@ _keyed_hash = re.compile(r"[0-9a-f]{64}")
 
 class NotAReference(Exception):
     """Says what is wrong with a reference, and what to send."""
+
+
+def key_of(settings: Settings) -> bytes | None:
+    """Return the key of the keyed hashes, if there is one."""
+    return None if settings.reference_hmac_key is None else settings.reference_hmac_key.get_secret_value().encode()
 
 
 def kept(namespace: str, ref: str, key: bytes | None) -> tuple[str, str]:

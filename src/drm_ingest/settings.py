@@ -172,6 +172,14 @@ class Settings(BaseSettings):
     brake_window_events: Count = Field(1000, description="the share is taken of the batch in hand and so many before")
     brake_window_s: Seconds = Field(60.0, description="and of none older than that")
     brake_retry_max_s: Seconds = Field(15.0, description="a worker that stopped tries again that often, at least")
+    identity_creates_parties: bool = Field(
+        True, description="an identity event that names nobody known makes a customer of that reference; else it waits"
+    )
+    anonymous_claim_hours: Annotated[int, Field(ge=-1, le=1_000_000)] = Field(
+        0, description="before the first sign-in ever on a device, claimed by that user; -1: all of it"
+    )
+    identity_sweep_s: Seconds = Field(10.0, description="how often identity events left undone are looked for")
+    relay_poll_s: Seconds = Field(0.25, description="how often changes of relations are looked for, to be published")
     keeper_interval_s: Seconds = Field(3600.0, description="how often partitions of events are made and dropped")
     event_partitions_ahead_months: Count = Field(2, le=24, description="partitions of events made in advance")
     event_retention_days: Count = Field(730, description="older partitions of events are dropped")
@@ -188,7 +196,8 @@ class Settings(BaseSettings):
     origins_max: Count = Field(50, le=1000, description="in the declared order of trust; else 422")
     linked_parties_max: Count = Field(20, le=1000, description="that share one record; else 422")
     reference_hmac_key: Annotated[SecretStr, Field(min_length=32)] | None = Field(
-        None, description="serve keeps mail addresses and phone numbers as hashes keyed by it, and else refuses them"
+        None,
+        description="serve and attach keep mail addresses and phone numbers as hashes keyed by it, else refuse them",
     )
 
     # -- what people see ----------------------------------------------------------------------------------------

@@ -24,23 +24,25 @@ RIGHTS = {
     "sender": {"edge": READ, "serve": KEEP},
     "sender_key": {"edge": READ, "serve": KEEP},
     "fleet_key": {"edge": READ, "serve": KEEP},
-    "party": {"enrich": READ, "serve": KEEP},
-    "party_ref": {"enrich": READ, "serve": KEEP},
+    "party": {"enrich": READ, "attach": ADD, "serve": KEEP},
+    "party_ref": {"enrich": READ, "attach": f"{READ} {ADD}", "serve": KEEP},
     "device": {"enrich": READ, "attach": f"{READ} {ADD}", "serve": KEEP},
-    "role": {"serve": READ},
-    "role_kind": {"serve": READ},
-    "relationship": {"enrich": READ, "serve": f"{READ} {ADD} {CHANGE}"},
+    "role": {"attach": READ, "serve": READ},
+    "role_kind": {"attach": READ, "serve": READ},
+    "relationship": {"enrich": READ, "attach": f"{READ} {ADD}", "serve": f"{READ} {ADD} {CHANGE}"},
     "origin": {"serve": KEEP},
     "party_attribute": {"serve": f"{READ} {ADD} {CHANGE}"},
-    "party_link": {"serve": f"{READ} {ADD} {CHANGE}"},
-    "relationship_change": {"serve": f"{READ} {ADD}"},
-    "relationship_move": {"serve": f"{READ} {ADD}"},
+    "party_link": {"attach": READ, "serve": f"{READ} {ADD} {CHANGE}"},
+    "relationship_change": {"attach": f"{READ} {ADD}", "serve": f"{READ} {ADD}"},
+    "relationship_move": {"attach": f"{READ} {ADD}", "serve": f"{READ} {ADD}"},
     "event": {"attach": ADD, "serve": READ},
     "event_default": {"attach": REMOVE},
     "event_identity": {"attach": f"{READ} {ADD}", "serve": READ},
     "subject_day": {"attach": f"{READ} {ADD} {CHANGE}", "serve": READ},
     "dead_letter": {"attach": f"{READ} {ADD}", "serve": READ},
     "consumer_position": {"attach": f"{READ} {ADD} {CHANGE}", "serve": READ},
+    "identity_event": {"attach": f"{READ} {ADD} {CHANGE}", "serve": READ},
+    "relay_position": {"attach": f"{READ} {ADD} {CHANGE}", "serve": READ},
     "migration": dict.fromkeys(GROUPS, READ),
 }
 
@@ -58,6 +60,9 @@ FORBIDDEN = {
         "select subject, data from event_default",
         "delete from event_default where subject = 'meter-7'",
         "select * from party",
+        "select name from party",
+        "update relationship set party = gen_random_uuid()",
+        "delete from relationship",
         "delete from event",
         "drop table event",
         "truncate event_identity",
@@ -121,7 +126,9 @@ async def test_each_role_has_exactly_the_rights_that_are_written_here(owner: asy
     assert found == written
 
 
-async def test_of_single_columns_only_attach_reads_any_and_those_are_times(owner: asyncpg.Connection) -> None:
+async def test_of_single_columns_only_attach_has_any_and_none_of_them_holds_what_a_person_or_a_device_said(
+    owner: asyncpg.Connection,
+) -> None:
     rows = await owner.fetch(
         """
         select c.relname as name, attname as column, grantee::regrole::text as role, privilege_type as right
@@ -131,6 +138,11 @@ async def test_of_single_columns_only_attach_reads_any_and_those_are_times(owner
     )
     assert {tuple(row) for row in rows} == {
         ("event", "occurred_at", GROUPS["attach"], READ),
+        ("event", "subject", GROUPS["attach"], READ),
+        ("event", "type", GROUPS["attach"], READ),
+        ("party", "id", GROUPS["attach"], READ),
+        ("party", "kind", GROUPS["attach"], READ),
+        ("relationship", "recorded", GROUPS["attach"], CHANGE),
         ("event_default", "ctid", GROUPS["attach"], READ),
         ("event_default", "occurred_at", GROUPS["attach"], READ),
         ("event_default", "recorded_at", GROUPS["attach"], READ),

@@ -18,6 +18,8 @@ RUN_BY: dict[str, tuple[Process, ...]] = {
     "kafka/writer.py": ("edge", *WORKERS),
     "kafka/reader.py": WORKERS,
     "pipeline/attach/accounts.py": ("attach",),
+    "pipeline/attach/link.py": ("attach",),
+    "pipeline/attach/relay.py": ("attach",),
     "pipeline/attach/worker.py": ("attach",),
     "pipeline/enrich/directory.py": ("enrich",),
     "pipeline/enrich/worker.py": ("enrich",),

@@ -15,9 +15,10 @@ from uuid import UUID
 import asyncpg
 from aiokafka import TopicPartition
 
+from drm_ingest import reference
 from drm_ingest.errors import EventCode
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres import days, dead, pool, positions, refusals
+from drm_ingest.postgres import days, dead, identities, pool, positions, refusals
 from drm_ingest.postgres.dead import Dead
 from drm_ingest.postgres.positions import Move, Owner
 from drm_ingest.postgres.refusals import refuses_row
@@ -81,13 +82,18 @@ class EventStore:
         bury: Callable[[Sequence[Dead]], Awaitable[None]],
         allow: Callable[[Sequence[Dead], int], None] = lambda dead, events: None,
         passed: Callable[[Sequence[Dead], int], None] = lambda dead, events: None,
+        identified: Callable[[], None] = lambda: None,
+        identity_topic: str | None = None,
     ) -> None:
         """`bury` writes dead letters to Kafka and returns when they are durable; awaited before the commit.
 
         `allow` is called before that, with what fails of how many events; what it raises rolls everything back.
-        `passed` is told the same once it is committed.
+        `passed` is told the same once it is committed, and `identified` where identity events are among what went in:
+        these are looked for in batches that hold some of `identity_topic` (None: in all).
         """
-        self._allow, self._passed = allow, passed
+        self._allow, self._passed, self._identified = allow, passed, identified
+        self._identity_topic = identity_topic
+        self._reference_key = reference.key_of(settings)
         self._settings = settings
         self._owner = owner
         self._bury = bury
@@ -170,6 +176,7 @@ class EventStore:
             stored = await insert(connection, batch.rows) if batch.rows else Stored()
             if batch.rivals:
                 stored += await self._compare(connection, batch.rivals)
+            linking = self._may_link(batch) and await identities.add(connection, stored.attached, self._reference_key)
             stored.dead += batch.dead
             if stored.dead:
                 self._allow(stored.dead, events)
@@ -177,7 +184,12 @@ class EventStore:
                 await dead.note(connection, stored.dead)
         self._passed(stored.dead, events)
         self._remember(stored.attached)
+        if linking:
+            self._identified()
         return stored
+
+    def _may_link(self, batch: Batch) -> bool:
+        return self._identity_topic is None or any(moved.topic == self._identity_topic for moved in batch.moves)
 
     async def _insert(self, connection: asyncpg.Connection, rows: Sequence[Row]) -> Stored:
         """Insert rows none of which is stored yet; raises UniqueViolationError where one is."""

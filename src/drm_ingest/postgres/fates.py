@@ -7,6 +7,7 @@ from uuid import UUID
 import asyncpg
 
 from drm_ingest.event import identity_key
+from drm_ingest.postgres import identities
 
 DEAD_LETTERS_MAX = 20
 
@@ -39,6 +40,11 @@ async def dead_letters(db: asyncpg.Connection, subject: str, source: str, id_: s
         _key(subject, source, id_), DEAD_LETTERS_MAX,
     )  # fmt: skip
     return rows
+
+
+async def identity(db: asyncpg.Connection, subject: str, source: str, id_: str) -> asyncpg.Record | None:
+    """Return due and refused of an identity event; None: it was stored before these began relations."""
+    return await identities.one(db, _key(subject, source, id_))
 
 
 async def now(db: asyncpg.Connection) -> datetime:

@@ -9,7 +9,14 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
 
 from drm_ingest.errors import Refusal
-from drm_ingest.event import ID_CHARACTERS_MAX, PARTY_PREFIX, SOURCE_CHARACTERS_MAX, identity_source
+from drm_ingest.event import (
+    ID_CHARACTERS_MAX,
+    LINKED,
+    PARTY_PREFIX,
+    SOURCE_CHARACTERS_MAX,
+    UNLINKED,
+    identity_source,
+)
 from drm_ingest.postgres import fates, links, parties, records, relationships
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Anyone, Caller, Db
@@ -95,6 +102,15 @@ class Attached(BaseModel):
     roles: list[str] = Field(description="held when it happened; `self`: it is about the party", examples=[["owner"]])
 
 
+class Identity(BaseModel):
+    """What came of an event that links people with devices."""
+
+    state: Literal["due", "linked", "refused"] = Field(
+        description="linked: relations have it in them; due: they soon will; refused: it says nothing"
+    )
+    detail: str | None = Field(description="why it says nothing")
+
+
 class Fate(BaseModel):
     """What became of an event, asked for by its identity."""
 
@@ -105,6 +121,7 @@ class Fate(BaseModel):
     detail: str = Field(description="what that means", examples=["It is stored, once."])
     event: Event | None = Field(description="null: not stored, dropped by retention, or sent by somebody else")
     attached_to: list[Attached]
+    identity: Identity | None = Field(None, description="of identity.linked and identity.unlinked")
     dead_letters: list[DeadLetter] = Field(description="other events under the same identity, and refused rows")
 
 
@@ -151,7 +168,17 @@ async def fate(query: Annotated[FateQuery, Query()], caller: Anyone, db: Db) -> 
     if own:
         answer.event = None if dropped else Event(**stored)
         answer.attached_to = await _attached_to(db, subject, stored["occurred_at"])
+        if stored["type"] in (LINKED, UNLINKED):
+            answer.identity = _identity(await fates.identity(db, subject, source, id_))
     return answer
+
+
+def _identity(said: asyncpg.Record | None) -> Identity:
+    if said is None:
+        return Identity(state="refused", detail="It was stored before identity events began relations.")
+    if said["due"]:
+        return Identity(state="due", detail=None)
+    return Identity(state="linked" if said["refused"] is None else "refused", detail=said["refused"])
 
 
 def _refuse_out_of_scope(caller: Caller, subject: str) -> None:

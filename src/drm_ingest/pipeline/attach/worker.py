@@ -1,6 +1,7 @@
 """attach: events in context become rows: `<prefix>.events.*` → Postgres, each exactly once in effect.
 
     reader ─▶ decode ─▶ one transaction: positions, identities, events, day counts ─▶ Kafka offset, for lag alone
+                                             └─▶ link: relations from identity events ─▶ relay: what changed, published
 
 While Postgres works on one batch, the next is read and decoded. Where a worker goes on from is written in Postgres
 beside the rows, so whatever dies, in Kafka, here or there, the rows and the position agree. After a failure, whatever
@@ -23,6 +24,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from drm_ingest import health
+from drm_ingest.event import LINKED
 from drm_ingest.kafka import topics
 from drm_ingest.kafka.reader import Reader
 from drm_ingest.kafka.topics import Topics
@@ -33,6 +35,8 @@ from drm_ingest.pipeline.attach.bury import Undertaker
 from drm_ingest.pipeline.attach.decode import Decoded, Decoder
 from drm_ingest.pipeline.attach.follow import Followed, OutOfStep
 from drm_ingest.pipeline.attach.keep import Keeper
+from drm_ingest.pipeline.attach.link import Linker
+from drm_ingest.pipeline.attach.relay import Relay
 from drm_ingest.pipeline.brake import Brake, Braked
 from drm_ingest.postgres.events import Batch, EventStore
 from drm_ingest.postgres.pool import PASSING, open_pool
@@ -73,22 +77,32 @@ async def run(settings: Settings, stop: asyncio.Event, metrics: Metrics | None =
         keeper = Keeper(settings, await stack.enter_async_context(open_pool(settings, "drm keeper", connections_max=2)))
         owner = Owner(f"{settings.topic_prefix}.{GROUP}", holder)
         undertaker = Undertaker(settings, writer, Brake(settings))
-        store = await stack.enter_async_context(
-            EventStore(settings, owner, undertaker.bury, undertaker.allow, undertaker.passed)
+        linker = Linker(
+            settings, metrics, await stack.enter_async_context(open_pool(settings, "drm link", connections_max=1))
         )
+        relay = Relay(settings, metrics, writer)
+        store = await stack.enter_async_context(
+            EventStore(
+                settings, owner, undertaker.bury, undertaker.allow, undertaker.passed, linker.wake,
+                names.events(schemas.family(LINKED)),
+            )
+        )  # fmt: skip
         names_of_events = [names.events(family) for family in schemas.families]
         worker = Worker(settings, metrics, keeper, store, names_of_events)
         address = await stack.enter_async_context(
-            health.serve(settings.worker_host, settings.attach_port, metrics, worker.unready)
+            health.serve(
+                settings.worker_host, settings.attach_port, metrics, lambda: worker.unready() or relay.unready()
+            )
         )
         gc.collect()
         gc.freeze()  # schemas and modules stay: no reason to walk them at each collection
         if await keeper.prepare(stop):
             log.info("attaching", families=schemas.families, holder=holder, health=address)
             async with asyncio.TaskGroup() as tasks:
-                keeping = tasks.create_task(keeper.work())
+                beside = [tasks.create_task(work()) for work in (keeper.work, linker.work, relay.work)]
                 await worker.work(stop)
-                keeping.cancel()
+                for task in beside:
+                    task.cancel()
     log.info("stopped")
 
 

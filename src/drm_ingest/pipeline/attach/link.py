@@ -1,0 +1,166 @@
+"""Link people with devices, as identity events say: after each batch that brings some, and of what was left at start.
+
+    due events ─▶ whoever is new becomes a party ─▶ one transaction a device: lock, derive, change what differs
+
+It runs beside the path of events and has a connection of its own, so attaching waits for none of it. Whatever ends it
+in between, what is due stays due in Postgres.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+from datetime import timedelta
+from time import monotonic
+
+import asyncpg
+import structlog
+
+from drm_ingest.metrics import Metrics
+from drm_ingest.pipeline.attach.ranges import Said, Span, ranges
+from drm_ingest.postgres import identities, parties
+from drm_ingest.postgres.changes import lock
+from drm_ingest.postgres.derive import Wanted, make_equal
+from drm_ingest.postgres.identities import Known, Settled
+from drm_ingest.postgres.pool import PASSING, Pool
+from drm_ingest.settings import Settings
+
+SUBJECTS_MAX = 100  # asked for at a time
+TRY_AGAIN_S = 5.0  # a device that could not be done; the others go on
+
+log = structlog.get_logger(__name__)
+
+
+class Linker:
+    """One in each worker; whichever comes first does what is due, and the lock of the device holds back the other."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, pool: Pool) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._pool = pool
+        self._woken = asyncio.Event()
+        self._woken.set()  # what was left at start
+        self._later: dict[str, float] = {}  # subject → not before, monotonic
+        hours = settings.anonymous_claim_hours
+        self._claim = None if hours < 0 else timedelta(hours=hours)
+
+    def wake(self) -> None:
+        """Tell that identity events were committed."""
+        self._woken.set()
+
+    async def work(self) -> None:
+        """Go on for ever; failures are told and tried again."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), self._settings.identity_sweep_s)
+            self._woken.clear()
+            try:
+                async with self._pool.acquire() as db:
+                    await self._sweep(db)
+            except PASSING as error:
+                log.warning("identities not linked, to be tried again", reason=str(error) or type(error).__name__)
+                await asyncio.sleep(TRY_AGAIN_S)
+                self._woken.set()
+
+    async def _sweep(self, db: asyncpg.Connection) -> None:
+        """Link until nothing is due but what failed a moment ago."""
+        while True:
+            self._later = {subject: at for subject, at in self._later.items() if at > monotonic()}
+            subjects = await identities.due(db, list(self._later), SUBJECTS_MAX)
+            for subject in subjects:
+                await self._try(db, subject)
+            self._metrics.identity_lag_seconds.set(await identities.oldest_due_s(db))
+            if not subjects:
+                return
+
+    async def _try(self, db: asyncpg.Connection, subject: str) -> None:
+        """Link what is due of one device; where that fails, go on with others and come back."""
+        try:
+            await self._create(db, subject)
+            async with db.transaction():
+                changed = await self._derive(db, subject)
+        except Exception as error:  # a defect of ours would else stop all attaching, for one device
+            if db.is_closed():
+                raise
+            self._later[subject] = monotonic() + TRY_AGAIN_S
+            reason = str(error) or type(error).__name__
+            log.warning(
+                "identities not linked", subject=subject, reason=reason, exc_info=not isinstance(error, PASSING)
+            )
+        else:
+            if changed:
+                log.debug("identities linked", subject=subject, changed=changed)
+
+    async def _create(self, db: asyncpg.Connection, subject: str) -> None:
+        """Let there be a party for each reference that nobody has."""
+        if not self._settings.identity_creates_parties:
+            return
+        for namespace, ref in await identities.unknown_customers(db, subject):
+            # ReferenceTaken: somebody else was quicker.
+            with contextlib.suppress(parties.ReferenceTaken):
+                await parties.create(
+                    db, "customer", f"{namespace}:{ref}", [(namespace, ref)], self._settings.party_references_max
+                )
+
+    async def _derive(self, db: asyncpg.Connection, subject: str) -> int:
+        _, recorded_at = await lock(db, subject)
+        known = await identities.known(db, subject)
+        if not (due := known.due):
+            return 0  # another worker was quicker
+        kinds = {event["party"]: event["party_kind"] for event in known.events}
+        spans = derived(known, self._claim)
+        exclusive = {event["role"]: event["exclusive"] for event in known.events if event["exclusive"] is not None}
+        wanted = [
+            Wanted(span.role, exclusive[span.role], span.party, kinds[span.party], span.starts, span.ends, *_by(span))
+            for span in spans
+        ]
+        last = max(due, key=lambda event: event["occurred_at"])
+        changed = await make_equal(db, subject, known.open, wanted, recorded_at, (last["sender"], last["method"]))
+        refused = [_refusal(event) for event in due]
+        await identities.settle(db, Settled([event["key"] for event in due], refused))
+        for reason in refused:
+            self._metrics.identity_events.labels("linked" if reason is None else "refused").inc()
+        return changed
+
+
+def derived(known: Known, claim: timedelta | None) -> list[Span]:
+    """Return who holds which role on a subject when, as all of its identity events say together."""
+    said = [
+        Said(
+            event["occurred_at"], event["linked"], event["party"], event["role"], bool(event["exclusive"]),
+            event["sequence"], event["content_hash"].bytes, event["sender"], event["method"],
+        )
+        for event in known.events
+        if _refusal(event) is None
+    ]  # fmt: skip
+    return ranges(
+        said,
+        windows=list(_spans(known.words, "starts", "ends")),
+        stated=list(_spans([row for row in known.open if not row["derived"]], "valid_from", "valid_to")),
+        exclusive={event["role"] for event in known.events if event["exclusive"]},
+        claim=claim,
+    )
+
+
+def _spans(rows: Iterable[asyncpg.Record], starts: str, ends: str) -> Iterable[Span]:
+    return (Span(row["role"], row["party"], row[starts], row[ends]) for row in rows)
+
+
+def _by(span: Span) -> tuple[str, str | None]:
+    """Return who said what was said last of a stretch, and how."""
+    said = span.ended_by or span.began_by
+    return (said.sender, said.method) if said else ("", None)
+
+
+def _refusal(event: asyncpg.Record) -> str | None:
+    """Return why an event says nothing, as far as is known now."""
+    if not event["usable"]:
+        return str(event["refused"])
+    if not event["is_role"]:
+        return f"There is no role {event['role']} on a device."
+    if event["everybody"]:
+        return None
+    if event["party"] is None:
+        return "It names a party that is not there."
+    if event["exclusive"] is None:
+        return f"A {event['party_kind']} does not hold the role {event['role']}."
+    return None

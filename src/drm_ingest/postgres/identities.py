@@ -1,0 +1,214 @@
+"""Identity events: who signed in where, and out again, as it was said; kept with the events themselves, for ever."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from uuid import UUID
+
+import asyncpg
+import msgspec
+import orjson
+
+from drm_ingest.event import LINKED, PARTY_PREFIX, UNLINKED
+from drm_ingest.postgres.rows import EPOCH, Row
+from drm_ingest.reference import NotAReference, kept
+
+DEFAULT_ROLE = "user"
+_namespace = re.compile(r"[a-z][a-z0-9-]{0,39}")
+_REF_CHARACTERS_MAX = 150
+
+
+class _Data(msgspec.Struct):
+    """What is read of `data`; its schema has seen to the rest at the edge."""
+
+    party: str | None = None
+    role: str = DEFAULT_ROLE
+    method: str | None = None
+
+
+@dataclass(slots=True)
+class Said:
+    """An identity event: whom it is about, as it is kept; `refused` where it can never say anything."""
+
+    role: str = DEFAULT_ROLE
+    method: str | None = None
+    namespace: str | None = None
+    ref: str | None = None
+    party: UUID | None = None
+    refused: str | None = None
+
+
+_ADD = """
+insert into identity_event (key, subject, linked, namespace, ref, party, role, method, occurred_at, sequence,
+                            content_hash, sender, usable, refused)
+select * from unnest($1::uuid[], $2::text[], $3::bool[], $4::text[], $5::text[], $6::uuid[], $7::text[], $8::text[],
+                     $9::timestamptz[], $10::text[], $11::uuid[], $12::text[], $13::bool[], $14::text[])
+on conflict (key) do nothing
+"""
+
+
+async def add(db: asyncpg.Connection, rows: Sequence[Row], reference_key: bytes | None) -> bool:
+    """Keep what identity events among these say, in the transaction that stores them; return whether there are any."""
+    found = [row for row in rows if row.type in (LINKED, UNLINKED)]
+    if not found:
+        return False
+    said = [read(row.subject, row.data, row.type == LINKED, reference_key) for row in found]
+    await db.execute(
+        _ADD,
+        [UUID(bytes=row.key) for row in found], [row.subject for row in found], [row.type == LINKED for row in found],
+        [each.namespace for each in said], [each.ref for each in said], [each.party for each in said],
+        [each.role for each in said], [each.method for each in said],
+        [EPOCH + timedelta(microseconds=row.occurred_us) for row in found], [row.sequence for row in found],
+        [UUID(bytes=row.content_hash) for row in found], [_sender(row) for row in found],
+        [each.refused is None for each in said], [each.refused for each in said],
+    )  # fmt: skip
+    return True
+
+
+def _sender(row: Row) -> str:
+    return str(orjson.loads(row.record.value)["sender"]) if row.record.value else ""
+
+
+def read(subject: str, data: msgspec.Raw | None, linked: bool, reference_key: bytes | None) -> Said:
+    """Return what an identity event says. It is stored whatever that is: what makes no sense is refused, not raised."""
+    try:
+        sent = _Data() if data is None else msgspec.json.decode(data, type=_Data | None) or _Data()
+    except (ValueError, RecursionError) as error:
+        return Said(refused=f"Its data cannot be read: {error}"[:300])
+    said = Said(role=sent.role[:100], method=None if sent.method is None else sent.method[:100])
+    if subject.startswith(PARTY_PREFIX):
+        said.refused = "Identity events are about devices; a relation between parties begins by POST /v1/relationships."
+    elif sent.party is None:
+        said.refused = "It names no party." if linked else None
+    else:
+        _name(said, sent.party, reference_key)
+    return said
+
+
+def _name(said: Said, party: str, reference_key: bytes | None) -> None:
+    namespace, colon, ref = party.partition(":")
+    try:
+        if not colon:
+            said.party = UUID(party)
+            return
+        namespace, ref = kept(namespace, ref, reference_key)
+        if not _namespace.fullmatch(namespace) or len(ref) > _REF_CHARACTERS_MAX:
+            raise ValueError
+    except NotAReference as error:
+        said.refused = str(error)[:300]
+    except ValueError:
+        said.refused = "A party is named by its id or by a reference, as in crm:778."
+    else:
+        said.namespace, said.ref = namespace, ref
+
+
+# -- what relations do not have in them yet -----------------------------------------------------------------------
+
+
+async def due(db: asyncpg.Connection, but: Sequence[str], limit: int) -> list[str]:
+    """Return subjects, other than `but`, of which the relations are not yet as identity events say."""
+    rows = await db.fetch(
+        "select distinct subject from identity_event where due and subject <> all ($1::text[]) limit $2", but, limit
+    )
+    return [row["subject"] for row in rows]
+
+
+async def oldest_due_s(db: asyncpg.Connection) -> float:
+    """Return for how long the oldest of these has been waiting, in seconds; 0: none is."""
+    age: float = await db.fetchval(
+        "select coalesce(extract(epoch from clock_timestamp() - min(recorded_at)), 0)::float8 "
+        "from identity_event where due"
+    )
+    return max(0.0, age)
+
+
+async def unknown_customers(db: asyncpg.Connection, subject: str) -> list[tuple[str, str]]:
+    """Return references that due events of a subject link and nobody has, where a customer can hold the role."""
+    rows = await db.fetch(
+        """
+        select distinct said.namespace, said.ref
+        from identity_event said
+        join role_kind on role_kind.role = said.role and subject_kind = 'device' and party_kind = 'customer'
+        where subject = $1 and due and usable and linked and said.namespace is not null and not exists (
+            select from party_ref where party_ref.namespace = said.namespace and party_ref.ref = said.ref)
+        order by said.namespace, said.ref
+        """,
+        subject,
+    )
+    return [(row["namespace"], row["ref"]) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """All that the relations of a subject are derived from, under its lock."""
+
+    events: list[asyncpg.Record]
+    """key, linked, role, method, occurred_at, sequence, content_hash, sender, due, usable, refused, everybody; party
+    and party_kind of whom it names (None: nobody is called so), exclusive (None: the role does not join those)."""
+    open: list[asyncpg.Record]
+    """Every relation: id, version, role, party, valid_from, valid_to, derived, asserted_by."""
+    words: list[asyncpg.Record]
+    """Where a person has changed what was derived, and so knows better: role, party, starts, ends (None: no bound)."""
+
+    @property
+    def due(self) -> list[asyncpg.Record]:
+        return [event for event in self.events if event["due"]]
+
+
+_EVENTS = """
+select said.key, said.linked, said.role, said.method, said.occurred_at, said.sequence, said.content_hash, said.sender,
+       said.due, said.usable, said.refused, said.namespace is null and said.party is null as everybody,
+       party.id as party, party.kind as party_kind, role_kind.exclusive,
+       exists (select from role_kind where role_kind.role = said.role and subject_kind = 'device') as is_role
+from identity_event said
+left join party_ref using (namespace, ref)
+left join party on party.id = coalesce(party_ref.party, said.party)
+left join role_kind
+    on role_kind.role = said.role and role_kind.subject_kind = 'device' and role_kind.party_kind = party.kind
+where said.subject = $1
+"""
+
+_OPEN = """
+select id, version, role, party, lower(valid) as valid_from, upper(valid) as valid_to, derived, asserted_by
+from relationship where subject = $1 and upper_inf(recorded)
+"""
+
+# A person cannot have spoken of what came after. But of when it began they have, even where that is still to come.
+_WORDS = """
+select role, party, lower(valid) as starts,
+       coalesce(upper(valid), greatest(upper(recorded), lower(valid) + interval '1 microsecond')) as ends
+from relationship was left join lateral (
+    select derived from relationship next where next.id = was.id and next.version = was.version + 1
+) as next on true
+where subject = $1 and was.derived and not upper_inf(recorded) and coalesce(not next.derived, exists (
+    select from relationship_change
+    where relationship = was.id and version = was.version and change = 'withdrawn' and not detail ? 'derived'))
+"""
+
+
+async def known(db: asyncpg.Connection, subject: str) -> Known:
+    """Return it; the subject must be locked (changes.py)."""
+    return Known(await db.fetch(_EVENTS, subject), await db.fetch(_OPEN, subject), await db.fetch(_WORDS, subject))
+
+
+@dataclass(slots=True)
+class Settled:
+    """What became of identity events: keys, and for each why it says nothing (None: it does)."""
+
+    keys: list[UUID] = field(default_factory=list)
+    refused: list[str | None] = field(default_factory=list)
+
+
+async def settle(db: asyncpg.Connection, settled: Settled) -> None:
+    """Note that relations have these in them, as far as they say something."""
+    await db.execute(
+        "update identity_event set due = false, refused = became.refused "
+        "from unnest($1::uuid[], $2::text[]) as became (key, refused) where identity_event.key = became.key",
+        settled.keys, settled.refused,
+    )  # fmt: skip
+
+
+async def one(db: asyncpg.Connection, key: UUID) -> asyncpg.Record | None:
+    """Return due and refused of one; None: that is no identity event, or it came before they began relations."""
+    return await db.fetchrow("select due, refused from identity_event where key = $1", key)
