@@ -28,6 +28,10 @@ holds it to what its credential may send. A refused event gets its reason (`erro
 go by `write.py` to Kafka (`tally.py` counts them), and only when Kafka has acknowledged them does `answer.py` say 200;
 `replies.py` keeps the answers in the order of the requests, and `tell.py` writes into the log what was refused.
 
+Other systems **exchange** files with it: `cli.py` has the commands, and `command.py` imports one. `lines.py` reads it,
+`mapping.py` makes fields of its columns, and `taking.py` takes them, many in a transaction, noting in `checkpoint.py`
+how far it is; what is not taken is kept with its reason (`refused.py`, `fields.py`). `parties.py` is one kind of line.
+
 **Kafka** keeps it. `topics.py` names the topics: the ingress topic holds the event's own bytes, with the facts of its
 receipt (`event.py`) in headers. `writer.py` appends it to a batch (`batch.py`) of the partition that its subject hashes
 to (`partition.py`); `cluster.py` knows who leads that partition, `leader.py` sends each leader one round at a time, and
@@ -64,9 +68,9 @@ are called, `attributes.py` what is said of them, `links.py` which of them are t
 them), `relationships.py` who held which role when, as we know it now and as we knew it then: `relate.py` begins a
 relation, `revise.py` ends, corrects or withdraws it, `changes.py` is how all of them lock, conflict and are written
 down, `moves.py` counts which events that moved, and `outbox.py` hands the changes out to be published. And
-`records.py` puts a party's record together from all of it when
-it is read, so that a correction learnt late is right at once; `fates.py` tells what became of a single event. Each
-process has the rights of its own role and no others (`roles.py`).
+`records.py` puts a party's record together from all of it when it is read, so that a correction learnt late is right at
+once; `fates.py` tells what became of a single event. `bulk_parties.py` has the same rules for many at once.
+Each process has the rights of its own role and no others (`roles.py`).
 
 **serve** shows it to people and their programs. `app.py` opens the rooms. `requests.py` gives each request an id and a
 bound, `access.py` asks who it is and lends it a connection, `problems.py` answers what goes wrong; `shapes.py` and

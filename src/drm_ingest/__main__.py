@@ -10,13 +10,22 @@ from typing import Annotated, Literal
 
 import typer
 
+from drm_ingest.exchange.cli import importing
 from drm_ingest.pipeline.letters.cli import letters
 from drm_ingest.terminal import failed as _failed
 from drm_ingest.terminal import settings as _settings
 
 CONNECTIONS = ("DRM_KAFKA_", "DRM_POSTGRES_", "DRM_EDGE_URL")
 PROCESSES = {"edge", "enrich", "attach", "serve"}  # they write to their log what others say on the terminal
-TOOLS = {"dead-letters", "demo", "doctor", "send", "tail"}  # what speaks to a running `up`, when nothing else is set
+TOOLS = {
+    "dead-letters",
+    "demo",
+    "doctor",
+    "export",
+    "import",
+    "send",
+    "tail",
+}  # what speaks to a running `up`, when nothing else is set
 
 cli = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +37,7 @@ cli = typer.Typer(
 
 
 cli.add_typer(letters, name="dead-letters")
+cli.add_typer(importing, name="import")
 
 
 @cli.callback()

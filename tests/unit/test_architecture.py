@@ -38,7 +38,7 @@ def test_the_runtime_names_every_file_of_its_own() -> None:
 
 def test_the_folders_stand_in_the_order_of_the_arrow() -> None:
     folders = sorted(path.name for path in SOURCE.iterdir() if path.is_dir() and not path.name.startswith("_"))
-    assert folders == ["device", "edge", "kafka", "pipeline", "postgres", "serve", "up"]
+    assert folders == ["device", "edge", "exchange", "kafka", "pipeline", "postgres", "serve", "up"]
     assert [bold.lower() for bold in re.findall(r"\*\*(\w+)\*\*", drm_ingest.__doc__ or "")] == folders
 
 

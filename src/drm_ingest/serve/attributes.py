@@ -96,7 +96,7 @@ async def put(
     settings = store.settings
     if body.said_at and body.said_at > datetime.now(UTC) + timedelta(seconds=settings.event_future_max_s):
         raise invalid("Lies in the future; nothing said until then would count. Check the clock.", pointer="/said_at")
-    values = {name: _stored(name, value, settings.attribute_bytes_max) for name, value in body.attributes.items()}
+    values = {name: stored(name, value, settings.attribute_bytes_max) for name, value in body.attributes.items()}
     id_ = await known_party(db, party)
     said = attributes.Said(origin, values, body.said_at, body.asserted_by or caller.name)
     try:
@@ -108,7 +108,7 @@ async def put(
     return Stand(attributes=agreed(rows), outlived=outlived)
 
 
-def _stored(name: str, value: Any, bytes_max: int) -> str | None:
+def stored(name: str, value: Any, bytes_max: int) -> str | None:
     """Return a value as JSON text.
 
     Raises:

@@ -94,7 +94,7 @@ async def known_party(db: asyncpg.Connection, name: str) -> UUID:
     dependencies=[Depends(admin)],
 )
 async def create(body: NewParty, response: Response, db: Db, store: Stored) -> Party:
-    refs = list(_kept(body.refs, store.settings))
+    refs = list(kept(body.refs, store.settings))
     limit = store.settings.party_references_max
     try:
         id_ = await parties.create(db, body.kind, body.name, refs, limit)
@@ -113,7 +113,7 @@ async def list_(query: Annotated[PartyQuery, Query()], db: Db, store: Stored) ->
     if query.ref is not None:
         try:
             namespace, _, value = query.ref.partition(":")
-            ref = ":".join(reference.kept(namespace, value, _key(store.settings)))
+            ref = ":".join(reference.kept(namespace, value, key(store.settings)))
         except reference.NotAReference as wrong:
             raise invalid(str(wrong), parameter="ref") from None
     found = await parties.parties(db, kind=query.kind, reference=ref, after=after, limit=query.limit + 1)
@@ -133,7 +133,7 @@ async def add_refs(party: InPath, body: MoreRefs, db: Db, store: Stored) -> Part
     id_ = await known_party(db, party)
     limit = store.settings.party_references_max
     try:
-        await parties.add_references(db, id_, _kept(body.refs, store.settings), limit)
+        await parties.add_references(db, id_, kept(body.refs, store.settings), limit)
     except parties.ReferenceTaken as taken:
         raise _taken(taken) from None
     except parties.TooManyReferences:
@@ -161,7 +161,7 @@ async def remove_ref(
     return Removed(removed=int(removed))
 
 
-def _kept(refs: Mapping[str, str | list[str]], settings: Settings) -> Iterator[parties.Reference]:
+def kept(refs: Mapping[str, str | list[str]], settings: Settings) -> Iterator[parties.Reference]:
     """Yield references as they are kept.
 
     Raises:
@@ -170,13 +170,13 @@ def _kept(refs: Mapping[str, str | list[str]], settings: Settings) -> Iterator[p
     for namespace, values in refs.items():
         for number, ref in enumerate([values] if isinstance(values, str) else values):
             try:
-                yield reference.kept(namespace, ref, _key(settings))
+                yield reference.kept(namespace, ref, key(settings))
             except reference.NotAReference as wrong:
                 place = ("refs", namespace) if isinstance(values, str) else ("refs", namespace, number)
                 raise invalid(str(wrong), pointer=json_pointer(*place)) from None
 
 
-def _key(settings: Settings) -> bytes | None:
+def key(settings: Settings) -> bytes | None:
     key = settings.reference_hmac_key
     return None if key is None else key.get_secret_value().encode()
 

@@ -1,0 +1,1 @@
+"""Other systems' data: in from files, out to files."""

@@ -1,0 +1,60 @@
+"""`drm-ingest import parties | devices | …` and `export`; what each needs is imported when it runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from drm_ingest.terminal import settings
+
+importing = typer.Typer(
+    no_args_is_help=True, help="Bring in what other systems know: parties, devices, relations, events; docs/import.md."
+)
+
+File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="CSV or NDJSON, plain or .gz; or Parquet.")]
+Mapping = Annotated[
+    Path | None, typer.Option(exists=True, dir_okay=False, help="TOML. Default: columns have the names of the fields.")
+]
+Errors = Annotated[Path | None, typer.Option(help="For what is refused. Default: FILE.errors.ndjson.")]
+AssertedBy = Annotated[str | None, typer.Option(help="Who says so. Default: import of FILE.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would become of it, and change nothing.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Look at all of it again; always safe.")]
+ShareMax = Annotated[float, typer.Option(min=0, max=1, help="Stop where more of the lines are refused.")]
+LinesMin = Annotated[int, typer.Option(min=1, help="Fewer refused lines never stop it.")]
+
+
+@importing.command()
+def parties(
+    file: File,
+    mapping: Mapping = None,
+    errors: Errors = None,
+    asserted_by: AssertedBy = None,
+    dry_run: DryRun = False,
+    restart: Restart = False,
+    refused_share_max: ShareMax = 0.1,
+    refused_lines_min: LinesMin = 100,
+) -> None:
+    """Bring in parties, each found again by its references; into Postgres, as many in a transaction as go well.
+
+    Run it again after it was interrupted: it goes on where it stopped. Exits with 0 only if no line was refused.
+    """
+    _run("parties", file, mapping, errors, asserted_by, dry_run, restart, refused_share_max, refused_lines_min)
+
+
+def _run(
+    what: str,
+    file: Path,
+    mapping: Path | None,
+    errors: Path | None,
+    asserted_by: str | None,
+    dry_run: bool,
+    restart: bool,
+    refused_share_max: float,
+    refused_lines_min: int,
+) -> None:
+    from drm_ingest.exchange.command import Import, run_import
+
+    wanted = Import(
+        what, file, mapping, errors, asserted_by, dry_run, restart, refused_share_max, refused_lines_min
+    )  # fmt: skip
+    raise typer.Exit(run_import(settings(), wanted))

@@ -1,0 +1,169 @@
+"""Reading a file line by line: CSV, newline-delimited JSON, or Parquet.
+
+Unreadable   nothing behind a line can be read, or it is no file that we read
+"""
+
+import codecs
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import orjson
+
+Row = Mapping[str, Any]
+
+CSV_FIELD_CHARACTERS_MAX = 1_000_000
+PARQUET_ROWS = 10_000
+"""Read at once; a row group may be larger than memory."""
+
+
+class Unreadable(Exception):
+    """Nothing behind a line can be read, or it is no file that we read; says why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line that is not blank: its number, its fields, and itself.
+
+    Of a CSV the number is that of its last line in the file; of a Parquet file that of the row, from 1.
+    """
+
+    number: int
+    row: Row | None
+    original: str
+    wrong: str | None = None
+    """Why there is no row."""
+
+
+class File:
+    """A file that is being read, and how far that is, of `total` (bytes as stored, or rows)."""
+
+    def __init__(self, path: Path) -> None:
+        """The ending of its name tells what it is: .csv, .ndjson, .jsonl, .json, each also .gz; .parquet."""
+        self.path = path
+        endings = [ending for ending in path.suffixes if ending != ".gz"]
+        self._ending = endings[-1].lower() if endings else ""
+        if self._ending not in _READERS:
+            raise Unreadable(f"{path.name}: its name ends in none of {', '.join(_READERS)}, so what it is is not known")
+        self.total = path.stat().st_size
+        self.position = 0
+
+    def lines(self, after: int = 0) -> Iterator[Line]:
+        """Yield the lines after one, which are those after it the last time too.
+
+        Raises:
+            Unreadable
+        """
+        last = 0
+        try:
+            for line in _READERS[self._ending](self):
+                last = line.number
+                if last > after:
+                    yield line
+        except (csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise Unreadable(f"{self.path.name} cannot be read after line {last}: {error}") from None
+
+    def _texts(self) -> Iterator[str]:
+        """Yield its lines as text; a byte that is not UTF-8 becomes a lone surrogate, which is found afterwards."""
+        decode = codecs.getdecoder("utf-8")
+        with self._opened() as (stored, file):
+            for number, raw in enumerate(file):
+                if number % 1000 == 0:
+                    self.position = stored.tell()
+                yield decode(raw.removeprefix(codecs.BOM_UTF8) if number == 0 else raw, "surrogateescape")[0]
+        self.position = self.total
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+        with self.path.open("rb") as stored:
+            if self.path.suffix != ".gz":
+                yield stored, stored
+                return
+            with gzip.open(stored) as file:
+                yield stored, cast("BinaryIO", file)
+
+    def _csv(self) -> Iterator[Line]:
+        csv.field_size_limit(CSV_FIELD_CHARACTERS_MAX)
+        taken: list[str] = []
+
+        def texts() -> Iterator[str]:
+            for text in self._texts():
+                taken.append(text)
+                yield text
+
+        reader = csv.reader(texts())
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            twice = sorted({name for name in header if header.count(name) > 1})
+            raise Unreadable(f"{self.path.name}: the header names {', '.join(twice)} twice; rename one of them")
+        taken.clear()
+        for cells in reader:
+            original = "".join(taken).rstrip("\r\n")
+            taken.clear()
+            if not cells:
+                continue
+            wrong = _not_text(original)
+            if not wrong and len(cells) != len(header):
+                wrong = f"It has {len(cells)} cells, and the header names {len(header)}."
+            row = None if wrong else dict(zip(header, cells, strict=True))
+            yield Line(reader.line_num, row, original, wrong)
+
+    def _ndjson(self) -> Iterator[Line]:
+        for number, text in enumerate(self._texts(), 1):
+            original = text.strip()
+            if not original:
+                continue
+            row, wrong = None, _not_text(original)
+            if not wrong:
+                try:
+                    row = json.loads(original)
+                except (ValueError, RecursionError) as error:
+                    wrong = f"It is not JSON: {error}."
+                else:
+                    if not isinstance(row, dict):
+                        row, wrong = None, "It is not a JSON object."
+            yield Line(number, row, original, wrong)
+
+    def _parquet(self) -> Iterator[Line]:
+        try:
+            import pyarrow as pa  # noqa: PLC0415  # an extra; CSV and NDJSON need none of it
+            import pyarrow.parquet as pq  # noqa: PLC0415
+        except ModuleNotFoundError:
+            raise Unreadable(
+                "pyarrow is not installed, which reads Parquet: pip install 'drm-ingest[parquet]'"
+            ) from None
+        try:
+            with pq.ParquetFile(self.path) as file:
+                self.total, self.position = file.metadata.num_rows, 0
+                for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+                    for row in batch.to_pylist():
+                        self.position += 1
+                        yield Line(self.position, row, orjson.dumps(row, default=str).decode())
+        except (pa.ArrowException, OSError) as error:
+            raise Unreadable(f"{self.path.name} cannot be read after row {self.position}: {error}") from None
+
+
+_READERS = {
+    ".csv": File._csv,
+    ".ndjson": File._ndjson,
+    ".jsonl": File._ndjson,
+    ".json": File._ndjson,
+    ".parquet": File._parquet,
+}
+
+
+def _not_text(text: str) -> str | None:
+    if "\0" in text:
+        return "It holds NUL characters."
+    try:
+        if not text.isascii():
+            text.encode()
+    except UnicodeEncodeError:
+        return "It is not UTF-8."
+    return None

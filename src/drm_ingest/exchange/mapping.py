@@ -1,0 +1,283 @@
+"""The mapping: which columns of a file become which fields, and how.
+
+    BadMapping   the mapping itself is wrong: nothing was read
+    Unmappable   a line has no value for a field that it can be
+
+A mapping is TOML. Under `[fields]` each field is told where it comes from:
+
+    "Order Date"                                     the column of that name
+    {constant = "customer"}                          the same in each line
+    {template = "party:shop:{Customer ID}"}          put together of columns
+    {column = "Sales", type = "integer", scale = 100}
+
+Fields nest as they do in JSON, by dots, tables and lists. Without a mapping each column is the field of its name.
+"""
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from drm_ingest.errors import json_pointer
+
+SOURCES = ("column", "constant", "template")
+TYPES = ("text", "integer", "number", "boolean", "time", "json")
+_TRUE, _FALSE = {"true", "t", "yes", "y", "1"}, {"false", "f", "no", "n", "0"}
+_in_braces = re.compile(r"\{([^{}]*)\}")
+
+_ABSENT = object()
+Read = Callable[[Mapping[str, Any]], Any]
+
+
+class BadMapping(Exception):
+    """The mapping itself is wrong; says where and what to do."""
+
+
+class Unmappable(Exception):
+    """A column does not hold what its field is; `pointer` is the field's."""
+
+    def __init__(self, pointer: str, reason: str) -> None:
+        super().__init__(reason)
+        self.pointer, self.reason = pointer, reason
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """How times are written, where a field says nothing else: `strptime`'s format (None: ISO 8601), and the zone."""
+
+    format: str | None = None
+    zone: str = "UTC"
+
+
+class Columns:
+    """Makes fields of the columns of a line."""
+
+    def __init__(self, read: Read, text: str) -> None:
+        self.fields = read
+        self.text = text
+        """What it was made of: another text is another import."""
+
+    @classmethod
+    def load(cls, path: Path | None) -> "Columns":
+        """Read a mapping, or that of a file whose columns have the names of the fields.
+
+        Raises:
+            BadMapping
+        """
+        if path is None:
+            return cls(_as_they_are, "")
+        try:
+            text = path.read_text()
+            document = tomllib.loads(text)
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise BadMapping(f"{path}: {error}") from None
+        if unknown := document.keys() - {"fields", "times", "absent"}:
+            raise BadMapping(f"{path}: {', '.join(sorted(unknown))} is unknown; there are fields, times and absent")
+        try:
+            times = Times(**document.get("times", {}))
+        except TypeError:
+            raise BadMapping(f"{path}: [times] has format and zone, and nothing else") from None
+        absent = frozenset(document.get("absent", ())) | {""}
+        fields = document.get("fields")
+        if not isinstance(fields, dict) or not fields:
+            raise BadMapping(f"{path}: [fields] says which field comes from which column; it is missing")
+        return cls(_reader(fields, (), times, absent), text)
+
+
+def _reader(told: Any, steps: tuple[object, ...], times: Times, absent: frozenset[Any]) -> Read:
+    """Return what reads a field, or all in it; a field whose column is empty is absent, and so is what has none."""
+    where = json_pointer(*steps)
+    if isinstance(told, str):
+        return _value({"column": told}, where, times, absent)
+    if isinstance(told, dict) and any(source in told for source in SOURCES):
+        return _value(told, where, times, absent)
+    if isinstance(told, dict):
+        parts = {name: _reader(part, (*steps, name), times, absent) for name, part in told.items()}
+
+        def table(row: Mapping[str, Any]) -> Any:
+            found = {name: value for name, part in parts.items() if (value := part(row)) is not _ABSENT}
+            return found if found or not steps else _ABSENT
+
+        return table
+    if isinstance(told, list):
+        items = [_reader(part, (*steps, number), times, absent) for number, part in enumerate(told)]
+
+        def list_(row: Mapping[str, Any]) -> Any:
+            found = [value for item in items if (value := item(row)) is not _ABSENT]
+            return found or _ABSENT
+
+        return list_
+    raise BadMapping(f"{where} is {told!r}: name a column in quotes; what is the same in each line is a constant")
+
+
+def _value(told: Mapping[str, Any], where: str, times: Times, absent: frozenset[Any]) -> Read:
+    known = {*SOURCES, "type", "format", "zone", "scale", "values"}
+    if unknown := told.keys() - known:
+        raise BadMapping(f"{where}: {', '.join(sorted(unknown))} is unknown; there are {', '.join(sorted(known))}")
+    if sum(source in told for source in SOURCES) > 1:
+        raise BadMapping(f"{where}: name one of {', '.join(SOURCES)}")
+    if "constant" in told:
+        constant = _json(told["constant"])
+        return lambda _row: constant
+    from_row = (
+        _template(told["template"], where, absent) if "template" in told else _column(told["column"], where, absent)
+    )
+    values = told.get("values")
+    convert = _converter(told, where, times)
+
+    def value(row: Mapping[str, Any]) -> Any:
+        found = from_row(row)
+        if found is _ABSENT:
+            return _ABSENT
+        if values is not None:
+            if str(found) not in values:
+                raise Unmappable(where, f"{found!r} is none of the values that the mapping names.")
+            return values[str(found)]
+        try:
+            return convert(found)
+        except (ValueError, ArithmeticError, OverflowError) as error:
+            raise Unmappable(where, f"{str(found)[:100]!r}: {error}") from None
+
+    return value
+
+
+def _column(name: Any, where: str, absent: frozenset[Any]) -> Read:
+    if not isinstance(name, str):
+        raise BadMapping(f"{where}: a column has a name, in quotes")
+
+    def read(row: Mapping[str, Any]) -> Any:
+        if name not in row:
+            raise Unmappable(where, f"There is no column {name!r}; there are {', '.join(map(str, row))[:200]}.")
+        value = row[name]
+        return _ABSENT if value is None or (isinstance(value, str) and value.strip() in absent) else value
+
+    return read
+
+
+def _template(template: Any, where: str, absent: frozenset[Any]) -> Read:
+    if not isinstance(template, str) or not _in_braces.search(template):
+        raise BadMapping(f"{where}: a template names columns in braces, as in party:crm:{{Customer}}")
+    columns = {name: _column(name, where, absent) for name in _in_braces.findall(template)}
+
+    def read(row: Mapping[str, Any]) -> Any:
+        values = {name: column(row) for name, column in columns.items()}
+        if _ABSENT in values.values():
+            return _ABSENT
+        return _in_braces.sub(lambda found: str(values[found[1]]).strip(), template)
+
+    return read
+
+
+def _converter(told: Mapping[str, Any], where: str, times: Times) -> Callable[[Any], Any]:
+    type_ = told.get("type", "time" if {"format", "zone"} & told.keys() else None)
+    if type_ not in (None, *TYPES):
+        raise BadMapping(f"{where}: there is no type {type_!r}; there are {', '.join(TYPES)}")
+    if type_ == "time":
+        try:
+            zone = ZoneInfo(told.get("zone", times.zone))
+        except (LookupError, ValueError, OSError):
+            raise BadMapping(f"{where}: there is no such time zone; name one as in Europe/Vienna") from None
+        format_ = told.get("format", times.format)
+        return lambda value: time_of(value, format_, zone)
+    if type_ in ("integer", "number"):
+        try:
+            scale = Decimal(str(told.get("scale", 1)))
+        except InvalidOperation:
+            raise BadMapping(f"{where}: scale is a number, by which the column is multiplied") from None
+        return _integer(scale) if type_ == "integer" else _number(scale)
+    if type_ == "boolean":
+        return _boolean
+    if type_ == "json":
+        import json  # noqa: PLC0415
+
+        return lambda value: json.loads(value) if isinstance(value, str) else _json(value)
+    if type_ == "text":
+        return lambda value: str(_json(value)).strip()
+    return lambda value: value.strip() if isinstance(value, str) else _json(value)
+
+
+def time_of(value: Any, format_: str | None, zone: ZoneInfo) -> str:
+    """Return a time in RFC 3339 and UTC; one without an offset is of the zone, and a date its first moment."""
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = datetime.fromtimestamp(value, UTC)
+    if not isinstance(value, datetime):
+        text = str(value).strip()
+        try:
+            value = datetime.strptime(text, format_) if format_ else datetime.fromisoformat(text)
+        except ValueError:
+            expected = f"of the format {format_}" if format_ else "of ISO 8601"
+            raise ValueError(f"is no time {expected}") from None
+    value = value if value.tzinfo else value.replace(tzinfo=zone)
+    return str(value.astimezone(UTC).isoformat().replace("+00:00", "Z"))
+
+
+def _integer(scale: Decimal) -> Callable[[Any], int]:
+    def convert(value: Any) -> int:
+        scaled = _decimal(value) * scale
+        rounded = scaled.quantize(Decimal(1), rounding=ROUND_HALF_EVEN)
+        if scale == 1 and rounded != scaled:
+            raise ValueError("is no whole number")
+        return int(rounded)
+
+    return convert
+
+
+def _number(scale: Decimal) -> Callable[[Any], int | float]:
+    def convert(value: Any) -> int | float:
+        scaled = _decimal(value) * scale
+        return int(scaled) if scaled == scaled.to_integral_value() else float(scaled)
+
+    return convert
+
+
+def _decimal(value: Any) -> Decimal:
+    try:
+        number = Decimal(str(value).strip())
+    except InvalidOperation:
+        raise ValueError("is no number") from None
+    if not number.is_finite() or number.adjusted() > 30:
+        raise ValueError("is no number that can be kept")
+    return number
+
+
+def _boolean(value: Any) -> bool:
+    folded = str(value).strip().casefold()
+    if folded in _TRUE or folded in _FALSE:
+        return folded in _TRUE
+    raise ValueError("is neither true nor false")
+
+
+def _as_they_are(row: Mapping[str, Any]) -> Any:
+    """Return the columns as fields; one named `refs.crm` is `crm` in `refs`."""
+    fields: dict[str, Any] = {}
+    for name, value in row.items():
+        if value is None or value == "":
+            continue
+        *path, last = name.split(".") if isinstance(name, str) else [name]
+        inside = fields
+        for step in path:
+            inside = inside.setdefault(step, {})
+            if not isinstance(inside, dict):
+                raise Unmappable(json_pointer(*path), "It is a value and holds values too.")
+        inside[last] = _json(value)
+    return fields
+
+
+def _json(value: Any) -> Any:
+    """Return a value as JSON has it: of TOML and Parquet times become text."""
+    if isinstance(value, datetime):
+        return time_of(value, None, ZoneInfo("UTC"))
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return {str(name): _json(part) for name, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_json(part) for part in value]
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)

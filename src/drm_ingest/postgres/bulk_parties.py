@@ -1,0 +1,267 @@
+"""Many parties at once, under the rules of single ones (parties.py, attributes.py); those known by a reference stay.
+
+Meanwhile   another took a reference between looking and writing: nothing was changed, look again
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+import asyncpg
+
+from drm_ingest.postgres.parties import Reference
+
+
+class Meanwhile(Exception):
+    """Another took a reference between looking and writing: nothing was changed, look again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A party as a file has it: found by any of its references, made where none is known."""
+
+    kind: str
+    name: str
+    refs: Sequence[Reference]
+    origin: str
+    values: Mapping[str, str | None]
+    """Attributes, as in attributes.Said."""
+    said_at: datetime
+
+
+@dataclass(slots=True, eq=False)
+class Found:
+    """A party that is there, or is about to be."""
+
+    kind: str
+    id: UUID | None = None
+    refs: int = 0
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """The references name several parties."""
+
+    names: Mapping[str, UUID | None]
+
+
+@dataclass(frozen=True, slots=True)
+class OtherKind:
+    """The party is there, of this kind."""
+
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class TooMany:
+    """The party would have more of these than it may."""
+
+    what: Literal["references", "attributes"]
+    limit: int
+
+
+Became = Literal["made", "changed", "same"] | Several | OtherKind | TooMany
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    references_max: int
+    attributes_max: int
+
+
+@dataclass(slots=True)
+class _Plan:
+    became: list[Became]
+    of_line: list[Found | None]
+    new: list[Found] = field(default_factory=list)
+    refs: list[tuple[Reference, Found]] = field(default_factory=list)
+    counts: dict[Found, int] = field(default_factory=dict)
+    """How many references each has afterwards."""
+
+
+_HELD = """
+select wanted.namespace, wanted.ref, party.id, party.kind
+from unnest($1::text[], $2::text[]) as wanted (namespace, ref)
+join party_ref using (namespace, ref)
+join party on party.id = party_ref.party"""
+
+_SAID = """
+with told as (
+    select party, name collate "C" as name, origin collate "C" as origin, value::jsonb as value, said_at
+    from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[])
+        as told (party, name, origin, value, said_at)
+), said as (
+    select distinct on (party, name, origin) * from told
+    order by party, name, origin, said_at desc, coalesce(value::text, '') collate "C" desc
+)"""
+_NEWS = """
+select distinct said.party
+from said left join party_attribute as held using (party, name, origin)
+where held.value is distinct from said.value
+  and (held.party is null or (said.said_at, coalesce(said.value::text, '') collate "C")
+                           > (held.said_at, coalesce(held.value::text, '') collate "C"))"""
+_TOO_MANY = """
+select party from (
+    select party, name, origin from said
+    union
+    select party, name, origin from party_attribute where party = any ($1::uuid[])
+) as all_of_it
+group by party having count(*) > $6"""
+# The rule of attributes.py, for many.
+_SAY = """
+, kept as (
+    insert into party_attribute as held (party, name, origin, value, said_at, asserted_by)
+    select party, name, origin, value, said_at, $6 from said order by party, name, origin
+    on conflict (party, name, origin) do update
+    set value = excluded.value, said_at = excluded.said_at, recorded_at = excluded.recorded_at,
+        asserted_by = excluded.asserted_by
+    where (excluded.said_at, coalesce(excluded.value::text, '') collate "C")
+        > (held.said_at, coalesce(held.value::text, '') collate "C")
+    returning party, old.value is distinct from new.value as changed  -- `old` and `new` in returning: Postgres 18
+)
+select distinct party from kept where changed"""
+
+
+async def bring(
+    db: asyncpg.Connection,
+    wanted: Sequence[Wanted],
+    limits: Limits,
+    asserted_by: str,
+    imagined: dict[Reference, Found] | None = None,
+) -> list[Became]:
+    """Make or complete these parties, in a transaction of the caller's; return what became of each.
+
+    With `imagined` nothing is written: there is noted what would have been, which the next call then takes as being
+    there. What follows a line sees what that line made.
+
+    Raises:
+        Meanwhile
+    """
+    refused: dict[int, Became] = {}
+    while True:
+        known = await _known(db, wanted, lock=imagined is None)
+        if imagined is not None:
+            known |= {ref: found for line in wanted for ref in line.refs if (found := imagined.get(ref)) is not None}
+        plan = _planned(wanted, known, limits.references_max, refused)
+        over = await _too_many_attributes(db, wanted, plan, limits.attributes_max)
+        if not over:
+            break
+        refused |= dict.fromkeys(over, TooMany("attributes", limits.attributes_max))
+    for found, count in plan.counts.items():
+        found.refs = count
+    if imagined is None:
+        await _make(db, plan)
+    else:
+        imagined.update(plan.refs)
+    said = _said(wanted, plan)
+    if imagined is None:
+        changed = {row["party"] for row in await db.fetch(_SAID + _SAY, *said, asserted_by)} if said[0] else set()
+    else:
+        changed = {row["party"] for row in await db.fetch(_SAID + _NEWS, *said)} if said[0] else set()
+    for number, found in enumerate(plan.of_line):
+        if found is not None and plan.became[number] == "same" and found.id in changed and wanted[number].values:
+            plan.became[number] = "changed"
+    return plan.became
+
+
+async def _known(db: asyncpg.Connection, wanted: Sequence[Wanted], *, lock: bool) -> dict[Reference, Found]:
+    """Return whom the references name; locked as by single requests, so that nothing is added beside their limits."""
+    refs = list({ref for line in wanted for ref in line.refs})
+    rows = await db.fetch(_HELD, [namespace for namespace, _ in refs], [ref for _, ref in refs])
+    if not rows:
+        return {}
+    ids = list({row["id"] for row in rows})
+    if lock:
+        await db.execute("select from party where id = any ($1::uuid[]) order by id for no key update", ids)
+    counts = dict(
+        await db.fetch("select party, count(*) from party_ref where party = any ($1::uuid[]) group by party", ids)
+    )
+    parties = {row["id"]: Found(row["kind"], row["id"], counts.get(row["id"], 0)) for row in rows}
+    return {(row["namespace"], row["ref"]): parties[row["id"]] for row in rows}
+
+
+def _planned(
+    wanted: Sequence[Wanted], known: dict[Reference, Found], refs_max: int, refused: Mapping[int, Became]
+) -> _Plan:
+    """Take line after line; each sees what those before it made."""
+    plan = _Plan([], [])
+    for number, line in enumerate(wanted):
+        parties = {ref: known[ref] for ref in line.refs if ref in known}
+        different = list(dict.fromkeys(parties.values()))
+        found = different[0] if different else Found(line.kind, name=line.name)
+        fresh = [ref for ref in dict.fromkeys(line.refs) if ref not in known]
+        became: Became
+        if number in refused:
+            became = refused[number]
+        elif len(different) > 1:
+            became = Several({":".join(ref): party.id for ref, party in parties.items()})
+        elif found.kind != line.kind:
+            became = OtherKind(found.kind)
+        elif plan.counts.get(found, found.refs) + len(fresh) > refs_max:
+            became = TooMany("references", refs_max)
+        else:
+            became = "changed" if fresh and different else "same" if different else "made"
+        plan.became.append(became)
+        if not isinstance(became, str):
+            plan.of_line.append(None)
+            continue
+        plan.of_line.append(found)
+        if became == "made":
+            plan.new.append(found)
+        plan.counts[found] = plan.counts.get(found, found.refs) + len(fresh)
+        for ref in fresh:
+            known[ref] = found
+            plan.refs.append((ref, found))
+    return plan
+
+
+async def _too_many_attributes(
+    db: asyncpg.Connection, wanted: Sequence[Wanted], plan: _Plan, attributes_max: int
+) -> list[int]:
+    """Return the lines of parties that would have too many."""
+    of_new: dict[Found, set[tuple[str, str]]] = {}
+    for line, found in zip(wanted, plan.of_line, strict=True):
+        if found is not None and found.id is None:
+            of_new.setdefault(found, set()).update((name, line.origin) for name in line.values)
+    over: set[Found | UUID | None] = {found for found, names in of_new.items() if len(names) > attributes_max}
+    said = _said(wanted, plan)
+    if said[0]:
+        over |= {row["party"] for row in await db.fetch(_SAID + _TOO_MANY, *said, attributes_max)}
+    return [
+        number
+        for number, found in enumerate(plan.of_line)
+        if found is not None and wanted[number].values and (found in over or (found.id and found.id in over))
+    ]
+
+
+def _said(wanted: Sequence[Wanted], plan: _Plan) -> tuple[list[object], ...]:
+    """Return what is said of parties that are there, in columns: party, name, origin, value, said_at."""
+    rows = [
+        (found.id, name, line.origin, value, line.said_at)
+        for line, found in zip(wanted, plan.of_line, strict=True)
+        if found is not None and found.id is not None
+        for name, value in line.values.items()
+    ]
+    return tuple(map(list, zip(*rows, strict=True))) if rows else ([], [], [], [], [])
+
+
+async def _make(db: asyncpg.Connection, plan: _Plan) -> None:
+    if plan.new:
+        ids = await db.fetch("select uuidv7() as id from generate_series(1, $1)", len(plan.new))
+        for found, row in zip(plan.new, ids, strict=True):
+            found.id = row["id"]
+        await db.copy_records_to_table(
+            "party", records=[(found.id, found.kind, found.name) for found in plan.new], columns=("id", "kind", "name")
+        )
+    if plan.refs:
+        refs = sorted((namespace, ref, found.id) for (namespace, ref), found in plan.refs)
+        added = await db.execute(
+            "insert into party_ref (namespace, ref, party) "
+            "select * from unnest($1::text[], $2::text[], $3::uuid[]) on conflict do nothing",
+            *map(list, zip(*refs, strict=True)),
+        )
+        if int(added.rpartition(" ")[2]) < len(refs):
+            raise Meanwhile

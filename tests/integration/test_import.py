@@ -1,0 +1,223 @@
+"""Files of other systems flow in: each line once, whatever happens meanwhile, and what is refused is told."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from drm_ingest.postgres.roles import ensure_login
+from drm_ingest.settings import Settings
+
+CUSTOMERS = """\
+Customer Ref,Customer Name,Segment,City
+C-1,Ada Byron,Consumer,Lund
+C-2,Ben Okafor,Corporate,Oslo
+null,Nobody,Consumer,Lund
+C-3,,Consumer,Lund
+C-4,Cy Twombly,Consumer,"Rome
+(old town)"
+C-5,too,many,cells,here
+"""
+MAPPING = """
+[fields]
+kind = { constant = "customer" }
+name = "Customer Name"
+refs.shop = "Customer Ref"
+origin = { constant = "shop" }
+attributes.segment = { column = "Segment", type = "text" }
+attributes.city = "City"
+"""
+
+Import = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+async def db(database: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(database)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def as_serve(db: asyncpg.Connection, settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a command that has the rights of serve and no others."""
+    await ensure_login(db, "serve", "test_importer", "of-the-importer")
+    _, _, address = settings.postgres_dsn.get_secret_value().rpartition("@")
+    return {**environment, "DRM_POSTGRES_DSN": f"postgresql://test_importer:of-the-importer@{address}"}
+
+
+@pytest.fixture
+def import_(as_serve: Mapping[str, str], tmp_path: Path) -> Import:
+    """Return a function that runs `drm-ingest import`."""
+
+    def run(what: str, file: Path, *options: str, mapping: str | None = None) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "drm_ingest", "import", what, str(file), *options]
+        if mapping is not None:
+            (tmp_path / "mapping.toml").write_text(mapping)
+            command += ["--mapping", str(tmp_path / "mapping.toml")]
+        return subprocess.run(command, env=dict(as_serve), capture_output=True, text=True, check=False, timeout=120)
+
+    return run
+
+
+def refused(file: Path) -> list[tuple[int, str, str]]:
+    """The line, code and original of what was refused."""
+    lines = file.with_name(file.name + ".errors.ndjson").read_text().splitlines()
+    return [(told["line"], told["code"], told["original"]) for told in map(json.loads, lines)]
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def kill_once(begun: Callable[[], bool], command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Run a command and kill it as soon as it has begun."""
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, env=dict(environment), stdout=quiet, stderr=quiet) as killed:
+        deadline = time.monotonic() + 60
+        while not begun() and killed.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        killed.send_signal(signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+
+
+async def everything(db: asyncpg.Connection) -> dict[str, Any]:
+    """What parties, references and attributes there are, without what each run gives them anew."""
+    return {
+        "parties": [
+            tuple(row)
+            for row in await db.fetch(
+                "select kind, name, refs from party join lateral (select array_agg(namespace || ':' || ref order by 1) "
+                "as refs from party_ref where party = party.id) as named on true order by refs"
+            )
+        ],
+        "attributes": [
+            tuple(row)
+            for row in await db.fetch(
+                "select ref, name, origin, value, said_at, recorded_at, asserted_by from party_attribute "
+                "join party_ref using (party) order by 1, 2, 3"
+            )
+        ],
+    }  # fmt: skip
+
+
+async def test_good_lines_are_taken_and_wrong_ones_told_with_line_code_and_original(
+    db: asyncpg.Connection, import_: Import, tmp_path: Path
+) -> None:
+    file = tmp_path / "customers.csv"
+    file.write_text(CUSTOMERS)
+    done = import_("parties", file, mapping=MAPPING)
+    assert done.returncode == 1, done.stderr
+    assert "made 3 · changed 0 · the same 0 · refused 3" in done.stderr
+    assert refused(file) == [
+        (4, "reference_refused", "null,Nobody,Consumer,Lund"),
+        (5, "field_invalid", "C-3,,Consumer,Lund"),
+        (8, "unreadable", "C-5,too,many,cells,here"),
+    ]
+    found = await everything(db)
+    assert found["parties"] == [
+        ("customer", "Ada Byron", ["shop:C-1"]),
+        ("customer", "Ben Okafor", ["shop:C-2"]),
+        ("customer", "Cy Twombly", ["shop:C-4"]),
+    ]
+    assert [row[:4] for row in found["attributes"]][-2:] == [
+        ("C-4", "city", "shop", '"Rome\\n(old town)"'),
+        ("C-4", "segment", "shop", '"Consumer"'),
+    ]
+
+
+async def test_a_file_imported_twice_is_imported_once(db: asyncpg.Connection, import_: Import, tmp_path: Path) -> None:
+    file = tmp_path / "customers.csv"
+    file.write_text(CUSTOMERS)
+    import_("parties", file, mapping=MAPPING)
+    once = await everything(db)
+    again = import_("parties", file, mapping=MAPPING)
+    assert "made 0 · changed 0 · the same 3 · refused 3" in again.stderr
+    assert await everything(db) == once
+    assert len(refused(file)) == 3
+    assert names_in(tmp_path) == [
+        "customers.csv",
+        "customers.csv.errors.ndjson",
+        "mapping.toml",
+    ]
+
+
+async def test_a_dry_run_says_what_would_be_and_changes_nothing(
+    db: asyncpg.Connection, import_: Import, tmp_path: Path
+) -> None:
+    file = tmp_path / "customers.csv"
+    file.write_text(CUSTOMERS)
+    dry = import_("parties", file, "--dry-run", mapping=MAPPING)
+    assert "made 3 · changed 0 · the same 0 · refused 3 (nothing was changed: a dry run)" in dry.stderr
+    assert (await everything(db))["parties"] == []
+    assert names_in(tmp_path) == ["customers.csv", "mapping.toml"]
+    import_("parties", file, mapping=MAPPING)
+    file.write_text(CUSTOMERS.replace("Oslo", "Bergen") + "C-6,Di Lay,Consumer,Kyiv\n")
+    dry = import_("parties", file, "--dry-run", mapping=MAPPING)
+    assert "made 1 · changed 1 · the same 2 · refused 3" in dry.stderr
+    assert "made 1 · changed 1 · the same 2 · refused 3" in import_("parties", file, mapping=MAPPING).stderr
+
+
+async def test_lines_that_share_a_reference_are_one_party_and_a_line_that_names_two_is_refused(
+    db: asyncpg.Connection, import_: Import, tmp_path: Path
+) -> None:
+    file = tmp_path / "some.ndjson"
+    lines = [
+        {"kind": "customer", "name": "Ada", "refs": {"crm": "1"}},
+        {"kind": "customer", "name": "Ada B.", "refs": {"crm": "1", "shop": ["a", "b"]}},
+        {"kind": "customer", "name": "Ben", "refs": {"crm": "2"}},
+        {"kind": "customer", "name": "both", "refs": {"crm": "2", "shop": "a"}},
+        {"kind": "vendor", "name": "Ada's", "refs": {"crm": "1"}},
+        {"kind": "customer", "name": "no reference"},
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    expected = "made 2 · changed 1 · the same 0 · refused 3"
+    assert expected in import_("parties", file, "--dry-run").stderr
+    assert expected in import_("parties", file).stderr
+    assert [code for _, code, _ in refused(file)] == ["reference_conflict", "kind_conflict", "reference_missing"]
+    assert (await everything(db))["parties"] == [
+        ("customer", "Ada", ["crm:1", "shop:a", "shop:b"]),
+        ("customer", "Ben", ["crm:2"]),
+    ]
+
+
+async def test_a_file_that_does_not_fit_stops_before_it_does_harm(
+    db: asyncpg.Connection, import_: Import, tmp_path: Path
+) -> None:
+    file = tmp_path / "customers.csv"
+    file.write_text(
+        "Customer Ref,Customer Name,Segment,City\n" + "".join(f"C-{n},,x,y\n" for n in range(150)) + "C-x,Ada,x,y\n"
+    )
+    stopped = import_("parties", file, mapping=MAPPING)
+    assert stopped.returncode == 1
+    assert "stopped: 150 of 151 lines are refused" in stopped.stderr
+    assert (await everything(db))["parties"] == []
+    assert "made 1" in import_("parties", file, "--refused-share-max", "1", mapping=MAPPING).stderr
+
+
+async def test_an_import_that_is_killed_goes_on_where_it_stopped(
+    db: asyncpg.Connection, as_serve: Mapping[str, str], import_: Import, tmp_path: Path
+) -> None:
+    count = 60_000
+    file = tmp_path / "many.csv"
+    rows = "".join(f"{n if n % 1000 else 'null'},Party {n}\n" for n in range(1, count + 1))
+    file.write_text("refs.crm,name\n" + rows)
+    mapping = tmp_path / "mapping.toml"
+    mapping.write_text('[fields]\nkind = {constant = "customer"}\nname = "name"\nrefs.crm = "refs.crm"\n')
+    command = [sys.executable, "-m", "drm_ingest", "import", "parties", str(file), "--mapping", str(mapping)]
+    note = tmp_path / ".many.csv.parties.import"
+    kill_once(note.exists, command, as_serve)
+    reached = json.loads(note.read_text())["progress"]["line"]
+    assert 1 < reached < count
+    done = import_("parties", file, mapping=mapping.read_text())
+    assert f"Going on after line {reached}" in done.stderr
+    assert await db.fetchval("select count(*) from party") == count - count // 1000
+    assert [line for line, _, _ in refused(file)] == [1 + 1000 * n for n in range(1, count // 1000 + 1)]
+    assert not note.exists()
