@@ -30,7 +30,8 @@ go by `write.py` to Kafka (`tally.py` counts them), and only when Kafka has ackn
 
 Other systems **exchange** files with it: `cli.py` has the commands, and `command.py` imports one. `lines.py` reads it,
 `mapping.py` makes fields of its columns, and `taking.py` takes them, many in a transaction, noting in `checkpoint.py`
-how far it is; what is not taken is kept with its reason (`refused.py`, `fields.py`). `parties.py` is one kind of line.
+how far it is; what is not taken is kept with its reason (`refused.py`, `fields.py`). A
+line is one of `parties.py`, `devices.py` or `relationships.py`.
 
 **Kafka** keeps it. `topics.py` names the topics: the ingress topic holds the event's own bytes, with the facts of its
 receipt (`event.py`) in headers. `writer.py` appends it to a batch (`batch.py`) of the partition that its subject hashes
@@ -69,7 +70,8 @@ them), `relationships.py` who held which role when, as we know it now and as we 
 relation, `revise.py` ends, corrects or withdraws it, `changes.py` is how all of them lock, conflict and are written
 down, `moves.py` counts which events that moved, and `outbox.py` hands the changes out to be published. And
 `records.py` puts a party's record together from all of it when it is read, so that a correction learnt late is right at
-once; `fates.py` tells what became of a single event. `bulk_parties.py` has the same rules for many at once.
+once; `fates.py` tells what became of a single event. `bulk_parties.py`, `bulk_devices.py` and
+`bulk_relations.py` have the same rules for many at once.
 Each process has the rights of its own role and no others (`roles.py`).
 
 **serve** shows it to people and their programs. `app.py` opens the rooms. `requests.py` gives each request an id and a

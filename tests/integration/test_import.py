@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,108 @@ async def test_an_import_that_is_killed_goes_on_where_it_stopped(
     assert await db.fetchval("select count(*) from party") == count - count // 1000
     assert [line for line, _, _ in refused(file)] == [1 + 1000 * n for n in range(1, count // 1000 + 1)]
     assert not note.exists()
+
+
+PARTIES = [
+    {"kind": "customer", "name": "Ada", "refs": {"crm": "1"}},
+    {"kind": "customer", "name": "Ben", "refs": {"crm": "2"}},
+    {"kind": "vendor", "name": "North", "refs": {"erp": "n"}},
+]
+
+
+def write_lines(file: Path, lines: Sequence[Mapping[str, Any]]) -> Path:
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+async def test_devices_are_registered_and_described_anew_only_where_they_changed(
+    db: asyncpg.Connection, import_: Import, tmp_path: Path
+) -> None:
+    await db.execute("insert into device (subject, registered_by) values ('seen', 'event')")
+    file = tmp_path / "devices.csv"
+    lines = "subject,model,firmware\nseen,Thermo 3,\nm-1,Thermo 3,1.0\nm-2,,\nm-1,,1.1\nparty:crm:1,x,\n"
+    (tmp_path / "devices.csv").write_text(lines)
+    assert "made 2 · changed 2 · the same 0 · refused 1" in import_("devices", file, "--dry-run").stderr
+    assert "made 2 · changed 2 · the same 0 · refused 1" in import_("devices", file).stderr
+    assert [code for _, code, _ in refused(file)] == ["field_invalid"]
+    rows = await db.fetch("select subject, model, firmware, registered_by from device order by 1")
+    assert [tuple(row) for row in rows] == [
+        ("m-1", "Thermo 3", "1.1", "registry"),
+        ("m-2", None, None, "registry"),
+        ("seen", "Thermo 3", None, "registry"),
+    ]
+
+
+async def test_relations_come_in_under_the_rules_of_the_door_and_are_written_down_with_what_they_move(
+    db: asyncpg.Connection, import_: Import, tmp_path: Path
+) -> None:
+    import_("parties", write_lines(tmp_path / "parties.ndjson", PARTIES))
+    at = "2026-03-0{}T00:00:00Z".format
+    lines = [
+        {"subject": "m-1", "role": "owner", "party": "crm:1", "valid_from": at(1), "valid_to": at(3)},
+        {"subject": "m-1", "role": "owner", "party": "crm:2", "valid_from": at(3)},
+        {"subject": "m-1", "role": "owner", "party": "crm:1", "valid_from": at(4)},  # held already
+        {"subject": "m-1", "role": "user", "party": "crm:1", "valid_from": at(2), "valid_to": at(5), "reason": "lent"},
+        {"subject": "m-1", "role": "owner", "party": "crm:1", "valid_from": at(1), "valid_to": at(3)},  # the same
+        {"subject": "m-1", "role": "sold_by", "party": "crm:1"},  # no vendor
+        {"subject": "m-1", "role": "owner", "party": "crm:9"},
+        {"subject": "m-2", "role": "sold_by", "party": "erp:n", "valid_from": at(5), "valid_to": at(4)},
+        {"subject": "m-2", "role": "sold_by", "party": "erp:n", "batch": "b"},
+        {"subject": "party:crm:1", "role": "buys_from", "party": "erp:n"},
+        {"subject": "party:crm:1", "role": "buys_from", "party": "crm:1"},
+    ]
+    file = write_lines(tmp_path / "relations.ndjson", lines)
+    expected = "made 4 · changed 0 · the same 1 · refused 6"
+    assert expected in import_("relationships", file, "--dry-run").stderr
+    assert await db.fetchval("select count(*) from relationship") == 0
+    assert expected in import_("relationships", file).stderr
+    assert [(line, code) for line, code, _ in refused(file)] == [
+        (3, "held_already"),
+        (6, "role_misfit"),
+        (7, "party_unknown"),
+        (8, "field_invalid"),
+        (9, "field_invalid"),
+        (11, "field_invalid"),
+    ]
+    written = await db.fetch(
+        "select change.subject, role, change, detail ->> 'reason' as reason, direction, starts, ends, events "
+        "from relationship_change change left join relationship_move using (number) order by number, starts"
+    )
+    march = [datetime(2026, 3, day, tzinfo=UTC) for day in range(1, 6)]
+    ada = await db.fetchval("select party from party_ref where namespace = 'crm' and ref = '1'")
+    assert [tuple(row) for row in written] == [
+        ("m-1", "owner", "begun", None, "gained", march[0], march[2], 0),
+        ("m-1", "owner", "begun", None, "gained", march[2], None, 0),
+        ("m-1", "user", "begun", "lent", "gained", march[2], march[4], 0),  # until then Ada owned it
+        (f"party:{ada}", "buys_from", "begun", None, "gained", None, None, 0),
+    ]
+    assert "made 0 · changed 0 · the same 5 · refused 6" in import_("relationships", file).stderr
+
+
+async def test_relations_learnt_after_their_events_tell_what_they_moved_as_those_of_the_door_do(
+    db: asyncpg.Connection, import_: Import, tmp_path: Path
+) -> None:
+    import_("parties", write_lines(tmp_path / "parties.ndjson", PARTIES))
+    for day in (1, 2, 3):
+        at = datetime(2026, 3, day, 12, tzinfo=UTC)
+        await db.execute(
+            "insert into event "
+            "(occurred_at, received_at, content_hash, subject, source, id, type, time_quality, sender) "
+            "values ($1, $1, gen_random_uuid(), 'm-1', '', $2, 'device.status', 'sent', 'x')",
+            at, str(day),
+        )  # fmt: skip
+        await db.execute(
+            "insert into subject_day (day, events, last_at, last_hash, subject, type) "
+            "values ($1, 1, $2, gen_random_uuid(), 'm-1', 'device.status')",
+            at.date(), at,
+        )  # fmt: skip
+    claims = [
+        {"subject": "m-1", "role": "owner", "party": "crm:1", "valid_from": "2026-03-02T13:00:00Z"},
+        {"subject": "m-1", "role": "user", "party": "crm:1", "valid_from": "2026-03-01T00:00:00Z"},
+    ]
+    import_("relationships", write_lines(tmp_path / "relations.ndjson", claims))
+    moved = await db.fetch("select events, types from relationship_move order by number")
+    assert [(row["events"], json.loads(row["types"])) for row in moved] == [
+        (1, {"device.status": 1}),
+        (2, {"device.status": 2}),
+    ]

@@ -34,11 +34,47 @@ def parties(
     refused_share_max: ShareMax = 0.1,
     refused_lines_min: LinesMin = 100,
 ) -> None:
-    """Bring in parties, each found again by its references; into Postgres, as many in a transaction as go well.
+    """Bring in parties, each found again by its references.
 
     Run it again after it was interrupted: it goes on where it stopped. Exits with 0 only if no line was refused.
     """
     _run("parties", file, mapping, errors, asserted_by, dry_run, restart, refused_share_max, refused_lines_min)
+
+
+@importing.command()
+def devices(
+    file: File,
+    mapping: Mapping = None,
+    errors: Errors = None,
+    asserted_by: AssertedBy = None,
+    dry_run: DryRun = False,
+    restart: Restart = False,
+    refused_share_max: ShareMax = 0.1,
+    refused_lines_min: LinesMin = 100,
+) -> None:
+    """Bring in devices: register those that are not known, and say anew what the others are.
+
+    Run it again after it was interrupted: it goes on where it stopped. Exits with 0 only if no line was refused.
+    """
+    _run("devices", file, mapping, errors, asserted_by, dry_run, restart, refused_share_max, refused_lines_min)
+
+
+@importing.command()
+def relationships(
+    file: File,
+    mapping: Mapping = None,
+    errors: Errors = None,
+    asserted_by: AssertedBy = None,
+    dry_run: DryRun = False,
+    restart: Restart = False,
+    refused_share_max: ShareMax = 0.1,
+    refused_lines_min: LinesMin = 100,
+) -> None:
+    """Bring in relations: who held which role on which device or party, and when. Their parties come first.
+
+    Run it again after it was interrupted: it goes on where it stopped. Exits with 0 only if no line was refused.
+    """
+    _run("relationships", file, mapping, errors, asserted_by, dry_run, restart, refused_share_max, refused_lines_min)
 
 
 def _run(

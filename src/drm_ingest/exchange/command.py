@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from drm_ingest.exchange import checkpoint
+from drm_ingest.exchange.devices import Devices
 from drm_ingest.exchange.lines import File, Unreadable
 from drm_ingest.exchange.mapping import BadMapping, Columns
 from drm_ingest.exchange.parties import Parties
 from drm_ingest.exchange.refused import ErrorFile, Refused, ShareMax, Stopped
+from drm_ingest.exchange.relationships import Relationships
 from drm_ingest.exchange.taking import Context, Desk, Taker, take
 from drm_ingest.postgres.pool import PASSING, connect
 from drm_ingest.settings import Settings
@@ -26,7 +28,11 @@ Tell = Callable[[str], None]
 INTERRUPTED = 130  # as a shell says of a command ended by Ctrl-C
 REFUSED_TOLD = 5
 
-_TAKERS: dict[What, Callable[[Context], Taker[Any]]] = {"parties": Parties}
+_TAKERS: dict[What, Callable[[Context], Taker[Any]]] = {
+    "parties": Parties,
+    "devices": Devices,
+    "relationships": Relationships,
+}
 
 
 @dataclass(frozen=True, slots=True)

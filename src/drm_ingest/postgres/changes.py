@@ -190,3 +190,35 @@ async def write(
         [sum(move.types.values()) for move in moved], [orjson.dumps(move.types).decode() for move in moved],
     )  # fmt: skip
     return number
+
+
+_WRITE_BEGUN = """
+with locked as materialized (select pg_advisory_xact_lock($1))
+insert into relationship_change (relationship, version, subject, party, role, change, detail, recorded_at)
+select begun.relationship, 1, begun.subject, begun.party, begun.role, 'begun', begun.detail, $2
+from locked, unnest($3::uuid[], $4::text[], $5::uuid[], $6::text[], $7::jsonb[])
+    with ordinality as begun (relationship, subject, party, role, detail, line)
+order by line
+returning relationship, number"""
+
+
+async def write_begun(
+    db: asyncpg.Connection,
+    begun: Sequence[tuple[UUID, str, UUID, str, str]],
+    recorded_at: datetime,
+    moved: Sequence[tuple[UUID, moves.Move]],
+) -> None:
+    """Write down many beginnings (relation, subject, party, role, detail), numbered in this order; then commit.
+
+    `moved` says of relations among them what they moved.
+    """
+    rows = await db.fetch(_WRITE_BEGUN, _NUMBERS, recorded_at, *(list(column) for column in zip(*begun, strict=True)))
+    numbers = {row["relationship"]: row["number"] for row in rows}
+    await db.execute(
+        "insert into relationship_move (number, party, direction, starts, ends, events, types) "
+        "select * from unnest($1::bigint[], $2::uuid[], $3::text[], $4::timestamptz[], $5::timestamptz[], "
+        "$6::bigint[], $7::jsonb[])",
+        [numbers[relation] for relation, _ in moved], [move.party for _, move in moved],
+        [move.direction for _, move in moved], [move.starts for _, move in moved], [move.ends for _, move in moved],
+        [sum(move.types.values()) for _, move in moved], [orjson.dumps(move.types).decode() for _, move in moved],
+    )  # fmt: skip

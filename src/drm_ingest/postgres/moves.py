@@ -78,8 +78,14 @@ select type, sum(events)::bigint as events from tally group by type order by typ
 
 async def between(db: asyncpg.Connection, subject: str, party: UUID, before: Held, after: Held) -> list[Move]:
     """Return the moves that turn what a party held on a subject `before` into `after`, with their counts."""
-    moves = []
-    for row in await db.fetch(_DIFFERENCE, before.ranges, after.ranges):
-        counts = await db.fetch(_COUNT, subject, row["starts"], row["ends"])
-        moves.append(Move(party, **row, types={count["type"]: count["events"] for count in counts}))
-    return moves
+    return [
+        Move(party, **row, types=await counted(db, subject, row["starts"], row["ends"]))
+        for row in await db.fetch(_DIFFERENCE, before.ranges, after.ranges)
+    ]
+
+
+async def counted(
+    db: asyncpg.Connection, subject: str, starts: datetime | None, ends: datetime | None
+) -> dict[str, int]:
+    """Return the events of a subject in [starts, ends), by type."""
+    return {row["type"]: row["events"] for row in await db.fetch(_COUNT, subject, starts, ends)}

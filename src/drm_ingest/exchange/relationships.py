@@ -1,0 +1,69 @@
+"""Relations from a file; what is said there already is left as it is."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+from pydantic import ValidationError
+
+from drm_ingest.exchange.fields import invalid_field
+from drm_ingest.exchange.refused import LineCode, Refused
+from drm_ingest.exchange.taking import Became, Context
+from drm_ingest.postgres import bulk_relations as bulk
+from drm_ingest.serve.relationships import NewRelationship
+
+LINES = 2_000
+"""While so many commit, nobody else's change gets its number."""
+
+_IMPOSSIBLE = {
+    "empty": ("/valid_to", "Must be later than valid_from."),
+    "itself": ("/party", "A party stands in no relation to itself."),
+    "batch": ("/batch", "Only made_by and parts_by have one."),
+}
+
+
+class Relationships:
+    """Takes relations, many in one transaction."""
+
+    lines = LINES
+
+    def __init__(self, context: Context) -> None:
+        self._asserted_by = context.asserted_by
+        self._imagined: bulk.Imagined | None = {} if context.dry_run else None
+
+    def read(self, fields: Any) -> bulk.Wanted:
+        """Return the relation of a line, under the rules of the door; without valid_from it held since ever.
+
+        Raises:
+            Refused
+        """
+        try:
+            claim = NewRelationship.model_validate(fields)
+        except ValidationError as error:
+            raise invalid_field(error) from None
+        return bulk.Wanted(
+            claim.subject, claim.role, claim.party, claim.valid_from, claim.valid_to, claim.batch,
+            claim.asserted_by or self._asserted_by, claim.reason,
+        )  # fmt: skip
+
+    async def write(self, db: asyncpg.Connection, wanted: Sequence[bulk.Wanted]) -> list[Became | Refused]:
+        became = await bulk.begin_many(db, wanted, self._imagined)
+        return [one if isinstance(one, str) else _refused(line, one) for line, one in zip(wanted, became, strict=True)]
+
+
+def _refused(line: bulk.Wanted, why: bulk.NoParty | bulk.Misfit | bulk.Impossible | bulk.Held) -> Refused:
+    if isinstance(why, bulk.NoParty):
+        return Refused(
+            LineCode.PARTY_UNKNOWN, f"There is no party {why.name}; import the parties first.", f"/{why.field}"
+        )
+    if isinstance(why, bulk.Misfit):
+        holders = " or ".join(why.kinds)
+        told = f"is held by a {holders}, and this party is a {why.party_kind}." if holders else "is no role there."
+        return Refused(LineCode.ROLE_MISFIT, f"{line.role} of a {why.subject_kind} {told}", "/role")
+    if isinstance(why, bulk.Impossible):
+        pointer, told = _IMPOSSIBLE[why.why]
+        return Refused(LineCode.FIELD_INVALID, told, pointer)
+    since = f"from {why.valid_from:%Y-%m-%dT%H:%M:%SZ}" if why.valid_from else "since ever"
+    until = f"to {why.valid_to:%Y-%m-%dT%H:%M:%SZ}" if why.valid_to else "on"
+    which = f"relationship {why.id}" if why.id else "of a line before"
+    return Refused(LineCode.HELD_ALREADY, f"Party {why.party} is {why.role} {since} {until} ({which}).", "/valid_from")
