@@ -643,6 +643,10 @@ CREATE INDEX event_subject_occurred_at ON ONLY public.event USING btree (subject
 
 CREATE INDEX event_default_subject_occurred_at_idx ON public.event_default USING btree (subject, occurred_at);
 
+CREATE INDEX event_rare ON ONLY public.event USING btree (subject, occurred_at) WHERE (type = ANY (ARRAY['device.fault'::text, 'feedback.rating'::text, 'support.contact'::text]));
+
+CREATE INDEX event_default_subject_occurred_at_idx1 ON public.event_default USING btree (subject, occurred_at) WHERE (type = ANY (ARRAY['device.fault'::text, 'feedback.rating'::text, 'support.contact'::text]));
+
 CREATE INDEX fleet_key_sender ON public.fleet_key USING btree (sender);
 
 CREATE INDEX identity_event_due ON public.identity_event USING btree (subject) INCLUDE (recorded_at) WHERE due;
@@ -679,7 +683,11 @@ CREATE INDEX relationship_subject_before ON public.relationship USING btree (sub
 
 CREATE INDEX sender_key_sender ON public.sender_key USING btree (sender);
 
+CREATE INDEX subject_day_rare ON public.subject_day USING btree (subject, type, day) WHERE (type = ANY (ARRAY['device.fault'::text, 'feedback.rating'::text, 'support.contact'::text]));
+
 ALTER INDEX public.event_subject_occurred_at ATTACH PARTITION public.event_default_subject_occurred_at_idx;
+
+ALTER INDEX public.event_rare ATTACH PARTITION public.event_default_subject_occurred_at_idx1;
 
 CREATE TRIGGER derive_again_with AFTER INSERT ON public.party_ref REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION public.derive_again();
 

@@ -48,9 +48,12 @@ async def group(db: asyncpg.Connection, party: UUID, known_at: datetime | None =
     return found
 
 
-async def links(db: asyncpg.Connection, group: Sequence[UUID]) -> list[asyncpg.Record]:
-    """Return what holds a group together: id, party, other, reason, asserted_by, linked_at."""
+async def links(
+    db: asyncpg.Connection, group: Sequence[UUID], known_at: datetime | None = None
+) -> list[asyncpg.Record]:
+    """Return what holds a group together, as known then or now: id, party, other, reason, asserted_by, linked_at."""
+    known, values = (OPEN, [group]) if known_at is None else (_KNOWN, [group, known_at])
     rows: list[asyncpg.Record] = await db.fetch(
-        f"select {LINK} from party_link where party = any ($1::uuid[]) and {OPEN} order by id", group
+        f"select {LINK} from party_link where party = any ($1::uuid[]) and {known} order by id", *values
     )
     return rows

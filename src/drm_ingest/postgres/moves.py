@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 
 from drm_ingest.postgres.links import group
-from drm_ingest.postgres.records import TALLY
+from drm_ingest.postgres.record.tally import TALLY
 
 Ranges = Sequence[asyncpg.Range]
 """Disjoint and in order: a tstzmultirange."""

@@ -12,6 +12,7 @@ import asyncpg
 
 from drm_ingest.event import PARTY_PREFIX
 from drm_ingest.postgres.parties import find_party
+from drm_ingest.postgres.record.known import AT, RELATION, UNTIL, View
 
 ROW = """
 select id, version, subject, role, party, batch, lower(valid) as valid_from, upper(valid) as valid_to,
@@ -109,23 +110,37 @@ async def relationships(
     return rows
 
 
-async def held_now(db: asyncpg.Connection, subject: str, limit: int) -> list[asyncpg.Record]:
-    """Return who holds a role on a subject now: party, kind, name, role, relationship, valid_from, valid_to."""
-    rows: list[asyncpg.Record] = await db.fetch(
-        "select party, kind, name, role, relationship.id as relationship, lower(valid) as valid_from, "
-        "upper(valid) as valid_to "
-        "from relationship join party on party.id = relationship.party "
-        "where subject = $1 and upper_inf(recorded) and valid @> clock_timestamp() "
-        "order by role, relationship.id limit $2",
-        subject, limit,
-    )  # fmt: skip
+RELATED = f"""
+select party, kind, name, role, batch, id as relationship, version, valid_from, valid_to, holds,
+       count(*) filter (where holds = 'before') over () as past
+from (
+    select relation.party, kind, name, role, batch, relation.id, version,
+           lower(valid) as valid_from, upper(valid) as valid_to,
+           case when valid @> {AT} then 'now' when lower(valid) > {AT} then 'later' else 'before' end as holds
+    from {RELATION} as relation join party on party.id = relation.party
+    where subject = $1 and valid && {UNTIL}
+) as told
+order by array_position(array['now', 'later', 'before'], holds),
+         case when holds = 'before' then valid_to end desc, role, id
+limit $4"""
+
+
+async def related(db: asyncpg.Connection, subject: str, view: View, limit: int) -> list[asyncpg.Record]:
+    """Return who holds a role on a subject, will hold and has held one, the last to end first.
+
+    Rows are party, kind, name, role, batch, relationship, version, valid_from, valid_to, holds (now, later or before),
+    and in all of them past: how many are before.
+    """
+    rows: list[asyncpg.Record] = await db.fetch(RELATED, subject, view.as_of, view.known_at, limit)
     return rows
 
 
 async def held_at(db: asyncpg.Connection, subjects: Sequence[str], at: datetime) -> list[asyncpg.Record]:
-    """Return who held a role on any of these at a time: party, kind, roles; as we know it now."""
+    """Return who held a role on any of these then, as we know it now: party, kind, roles, relations (JSON text)."""
     rows: list[asyncpg.Record] = await db.fetch(
-        "select party, kind, array_agg(distinct role order by role) as roles "
+        "select party, kind, array_agg(distinct role order by role) as roles, jsonb_agg(jsonb_build_object("
+        "'relationship', relationship.id, 'version', version, 'subject', subject, 'role', role, "
+        "'valid_from', lower(valid), 'valid_to', upper(valid)) order by role, relationship.id) as relations "
         "from relationship join party on party.id = relationship.party "
         "where subject = any ($1::text[]) and upper_inf(recorded) and valid @> $2::timestamptz "
         "group by party, kind order by party",

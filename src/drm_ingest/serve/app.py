@@ -28,6 +28,7 @@ from drm_ingest.serve import (
     relationships,
     revisions,
     senders,
+    timeline,
 )
 from drm_ingest.serve.access import Store
 from drm_ingest.serve.requests import Requests
@@ -103,8 +104,8 @@ def build(settings: Settings, metrics: Metrics) -> FastAPI:
     app.add_middleware(Requests, settings=settings, metrics=metrics)
     if apart is None:
         app.include_router(health.router(metrics, ready))
-    # records takes /v1/parties/{anything}, and so stands behind parties.
-    party_rooms = (parties, attributes, links, origins, records)
+    # records takes /v1/parties/{anything}, and so stands behind all others.
+    party_rooms = (parties, attributes, links, origins, timeline, records)
     for room in (senders, keys, fleet_keys, *party_rooms, devices, relationships, revisions, events):
         app.include_router(room.routes)
     return app

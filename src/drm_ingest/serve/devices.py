@@ -1,6 +1,6 @@
 """Devices: what each is, who is related to it, and what it has done."""
 
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Query, Response
@@ -9,10 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from drm_ingest.errors import Refusal
 from drm_ingest.event import PARTY_PREFIX
 from drm_ingest.postgres import records, registry, relationships
+from drm_ingest.postgres.record import timeline
 from drm_ingest.serve import events
 from drm_ingest.serve.access import Db, Stored, admin, reader
+from drm_ingest.serve.activity import Activity, ViewQuery, activity
+from drm_ingest.serve.conditional import NOT_MODIFIED, IfNoneMatch, answer
 from drm_ingest.serve.problems import documented, invalid
-from drm_ingest.serve.records import Activity, activity
 from drm_ingest.serve.shapes import ITEMS_MAX, Page, Request, Subject, Text, Time
 
 routes = APIRouter(prefix="/v1/devices", tags=["devices"])
@@ -37,13 +39,15 @@ class Device(BaseModel):
 
 
 class Related(BaseModel):
-    """Who holds a role on it now."""
+    """Who holds a role on it, or held one, or will."""
 
     party: UUID
     kind: str = Field(examples=["customer"])
     name: str = Field(examples=["Ada Byron"])
     role: str = Field(examples=["owner"])
+    batch: str | None
     relationship: UUID
+    version: int
     valid_from: Time | None
     valid_to: Time | None
 
@@ -52,7 +56,12 @@ class DeviceRecord(Activity, Device):  # the fields of the last come first
     """A device and all that happened on it, whoever held it."""
 
     claimed: bool = Field(description="somebody holds a role on it now")
-    related: list[Related] = Field(description=f"at most {ITEMS_MAX}; all of them: GET /v1/relationships?subject=…")
+    related: list[Related] = Field(
+        description=f"now; of all three lists at most {ITEMS_MAX}, the others: GET /v1/relationships?subject=…"
+    )
+    related_later: list[Related] = Field(description="from a time that has not come")
+    related_before: list[Related] = Field(description="the last to end first")
+    relations_before: int = Field(description="how many there are of these", examples=[1])
 
 
 async def _device(db: Db, id_: str) -> Device:
@@ -90,9 +99,7 @@ async def list_events(
 ) -> Page[events.Event]:
     await _device(db, device)
     list_ = f"events of {device}"
-    found = await records.events_of_subject(
-        db, device, events.wanted(query, list_, store.settings.serve_page_bytes_max)
-    )
+    found = await timeline.of_subject(db, device, events.wanted(query, list_, store.settings.serve_page_bytes_max))
     rows, next_ = events.page(found, query, list_)
     return Page(items=[events.Event(**row) for row in rows], next=next_)
 
@@ -100,11 +107,28 @@ async def list_events(
 @routes.get(
     "/{device:rest}",
     summary="The record of a device",
-    responses=documented("not_found"),
+    description="Everyone related to it, past and present, and all that happened on it, whoever held it.",
+    response_model=DeviceRecord,
+    responses={**NOT_MODIFIED, **documented("not_found")},
     dependencies=[Depends(reader)],
 )
-async def read(device: DeviceId, db: Db) -> DeviceRecord:
-    known = await _device(db, device)
-    related = [Related(**row) for row in await relationships.held_now(db, device, ITEMS_MAX)]
-    done = activity(await records.of_subject(db, device))
-    return DeviceRecord(**dict(known), **dict(done), claimed=bool(related), related=related)
+async def read(
+    device: DeviceId, query: Annotated[ViewQuery, Query()], db: Db, if_none_match: IfNoneMatch = None
+) -> Any:
+    async with db.transaction(isolation="repeatable_read", readonly=True):
+        known = await _device(db, device)
+        rows = await relationships.related(db, device, query.view, ITEMS_MAX)
+        done = activity(await records.of_subject(db, device, query.view))
+    related: dict[str, list[Related]] = {"now": [], "later": [], "before": []}
+    for row in rows:
+        related[row["holds"]].append(Related(**row))
+    content = DeviceRecord(
+        **dict(known),
+        **dict(done),
+        claimed=bool(related["now"]),
+        related=related["now"],
+        related_later=related["later"],
+        related_before=related["before"],
+        relations_before=rows[0]["past"] if rows else 0,
+    )
+    return answer(content, if_none_match)

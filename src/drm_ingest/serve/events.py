@@ -17,7 +17,9 @@ from drm_ingest.event import (
     UNLINKED,
     identity_source,
 )
-from drm_ingest.postgres import fates, links, parties, records, relationships
+from drm_ingest.postgres import fates, links, parties, relationships
+from drm_ingest.postgres.record import timeline
+from drm_ingest.postgres.record.known import NOW, View
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Anyone, Caller, Db
 from drm_ingest.serve.problems import documented
@@ -62,12 +64,12 @@ class EventsQuery(PageQuery):
     until: Time | None = Field(None, description="that happened before then")
 
 
-def wanted(query: EventsQuery, list_: str, bytes_max: int) -> records.Wanted:
+def wanted(query: EventsQuery, list_: str, bytes_max: int, view: View = NOW) -> timeline.Wanted:
     """Return what a list of events asks of Postgres: one more than its page, to know whether there is a next one."""
-    after = pages.start(query, list_, records.Position)
+    after = pages.start(query, list_, timeline.Position)
     if after and not 1 < after.occurred_at.year < 9999:
         raise pages.foreign()
-    return records.Wanted(query.type, query.since, query.until, after, query.limit + 1, bytes_max)
+    return timeline.Wanted(query.type, query.since, query.until, after, query.limit + 1, bytes_max, view)
 
 
 def page(
@@ -78,7 +80,7 @@ def page(
     if not rows or rows[0]["found"] <= len(rows):
         return rows, None
     last = rows[-1]
-    position = records.Position(last["occurred_at"], last["subject"], last["source"], last["id"])
+    position = timeline.Position(*(last[name] for name in ("occurred_at", "subject", "source", "id", "rank")))
     return rows, pages.end(query, list_, position)
 
 
@@ -94,12 +96,24 @@ class DeadLetter(BaseModel):
     offset: int
 
 
+class Why(BaseModel):
+    """A relation through which an event is on a record."""
+
+    relationship: UUID
+    version: int = Field(description="the one that is known now", examples=[1])
+    subject: str = Field(description="of the relation: the device, or the party", examples=["meter-7"])
+    role: str = Field(examples=["owner"])
+    valid_from: Time | None
+    valid_to: Time | None
+
+
 class Attached(BaseModel):
-    """A party whose record the event is on."""
+    """A party whose record the event is on, and why."""
 
     party: UUID
     kind: str = Field(examples=["customer"])
     roles: list[str] = Field(description="held when it happened; `self`: it is about the party", examples=[["owner"]])
+    relations: Annotated[list[Why], from_json] = Field(description="that held when it happened; `self` needs none")
 
 
 class Identity(BaseModel):
@@ -222,6 +236,6 @@ async def _attached_to(db: asyncpg.Connection, subject: str, at: Any) -> list[At
     if not held_on.startswith(PARTY_PREFIX):
         return [Attached(**row) for row in await relationships.held_at(db, [held_on], at)]
     same = await links.group(db, UUID(held_on.removeprefix(PARTY_PREFIX)))
-    about = [Attached(**row, roles=["self"]) for row in await parties.kinds(db, same)]
+    about = [Attached(**row, roles=["self"], relations=[]) for row in await parties.kinds(db, same)]
     held = await relationships.held_at(db, [f"{PARTY_PREFIX}{id_}" for id_ in same], at)
     return about + [Attached(**row) for row in held if row["party"] not in same]

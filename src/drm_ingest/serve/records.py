@@ -1,44 +1,39 @@
-"""Records: what a party's relations brought it, and what a device has done; put together when they are read."""
+"""Records: a party and what its relations brought it, put together when it is read."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-import asyncpg
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
 
-from drm_ingest.event import PARTY_PREFIX
 from drm_ingest.postgres import records
-from drm_ingest.serve import events
-from drm_ingest.serve.access import Db, Stored, reader
+from drm_ingest.postgres.records import PartyRecord, Shown
+from drm_ingest.serve import kinds
+from drm_ingest.serve.access import Db, reader
+from drm_ingest.serve.activity import (
+    Activity,
+    Day,
+    OpenFaults,
+    Satisfaction,
+    State,
+    ViewQuery,
+    activity,
+    days,
+    open_faults,
+    satisfaction,
+)
 from drm_ingest.serve.attributes import Attributes, agreed
+from drm_ingest.serve.conditional import NOT_MODIFIED, IfNoneMatch, answer
 from drm_ingest.serve.links import Link
 from drm_ingest.serve.parties import InPath, Party, known_party
 from drm_ingest.serve.problems import documented
-from drm_ingest.serve.shapes import ITEMS_MAX, Page, Request, Time, from_json
+from drm_ingest.serve.relationships import Relationship, shown
+from drm_ingest.serve.shapes import ITEMS_MAX, Time, from_json
 
 routes = APIRouter(prefix="/v1/parties", tags=["parties"], dependencies=[Depends(reader)])
 
-
-class State(BaseModel):
-    """The latest event of one type, by when it happened."""
-
-    subject: str = Field(examples=["meter-7"])
-    id: str | None = Field(description="null: the event itself has been dropped by retention", examples=["8f14e45f"])
-    source: str | None
-    occurred_at: Time
-    data: Annotated[Any, from_json] = Field(examples=[{"temperature": 21.4}])
-
-
-class Activity(BaseModel):
-    """What happened, in counts and in its latest state."""
-
-    events: int = Field(examples=[51_235])
-    events_by_type: dict[str, int] = Field(examples=[{"device.measurement": 51_204, "device.status": 31}])
-    first_seen: Time | None
-    last_seen: Time | None
-    latest: dict[str, State] = Field(description="by type")
+DAYS_MAX = 366
 
 
 class Held(BaseModel):
@@ -47,6 +42,7 @@ class Held(BaseModel):
     role: str = Field(examples=["owner"])
     party: UUID = Field(description="that holds it: of several that are linked, which")
     relationship: UUID
+    version: int
     valid_from: Time | None
 
 
@@ -60,6 +56,30 @@ class HeldDevice(BaseModel):
     latest: dict[str, State] = Field(description="by type; of the time the party held a role on it")
 
 
+class RelationHeld(Relationship):
+    """A relation of the party to a device or to another party, or of another party to it."""
+
+    holds: Literal["now", "later", "before"]
+
+
+class Relations(BaseModel):
+    now: int = Field(description="how many hold now", examples=[1])
+    later: int = Field(description="how many are known beforehand", examples=[0])
+    before: int = Field(description="how many held and have ended", examples=[2])
+    items: list[RelationHeld] = Field(
+        description="what holds now, later, and held before; in each the last to begin first. "
+        "More than asked for: GET /v1/relationships?party=…"
+    )
+
+
+class Freshness(BaseModel):
+    """Of when it is what is shown. Not part of what the ETag names."""
+
+    read_at: Time
+    recorded_at: Time | None = Field(description="when the last of the events in `latest` was stored")
+    attached_at: Time | None = Field(description="when events were last stored, of anybody; null: never yet")
+
+
 class Record(Activity, Party):  # the fields of the last come first
     """A party and everything its relations brought it.
 
@@ -70,20 +90,24 @@ class Record(Activity, Party):  # the fields of the last come first
     parties: list[Party] = Field(description="whose record it is, by age; one, if it is not linked")
     links: list[Link] = Field(description="what makes several parties one")
     attributes: Attributes
+    relations: Relations
     devices: list[HeldDevice] = Field(description="by id; more than asked for: GET /v1/relationships?party=…")
     devices_now: int = Field(description="how many there are", examples=[1])
+    by_day: list[Day] = Field(description="UTC days with events up to the last one, newest first; see `days`")
+    faults: OpenFaults = Field(description="open on the devices, since the party has held a role on them")
+    satisfaction: Satisfaction
+    sales: kinds.Sales | None = Field(description="of a vendor")
+    service: kinds.Service | None = Field(description="of a partner")
+    care: kinds.Care | None = Field(description="of an employee")
+    supply: kinds.Supply | None = Field(description="of a supplier")
+    freshness: Freshness
 
 
-class TimelineItem(BaseModel):
-    """An event that happened on a device while the party held a role on it, or that is about the party itself."""
-
-    device: str | None = Field(description="null: about the party itself, or a party it stands in relation to")
-    roles: list[str] = Field(description="held when it happened; `self`: it is about the party", examples=[["owner"]])
-    event: events.Event
-
-
-class RecordQuery(Request):
+class RecordQuery(ViewQuery):
     devices: int = Field(100, ge=0, le=ITEMS_MAX, description="how many of the devices to show")
+    relations: int = Field(100, ge=0, le=ITEMS_MAX, description="how many of the relations to show")
+    days: int = Field(30, ge=0, le=DAYS_MAX, description="how many days up to the last event to show by day")
+    around_visit_days: int = Field(30, ge=1, le=DAYS_MAX, description="of a partner: days before and after a visit")
 
 
 def _joint_refs(parties: Sequence[Party]) -> dict[str, list[str]]:
@@ -94,75 +118,57 @@ def _joint_refs(parties: Sequence[Party]) -> dict[str, list[str]]:
     return {namespace: sorted(joint[namespace]) for namespace in sorted(joint)}
 
 
-def activity(rows: Sequence[asyncpg.Record]) -> Activity:
-    """Return what rows of a record say, those over all devices."""
-    over_all = [row for row in rows if row["device"] is None]
-    return Activity(
-        events=sum(row["events"] for row in over_all),
-        events_by_type={row["type"]: row["events"] for row in over_all},
-        first_seen=min((row["first_seen"] for row in over_all), default=None),
-        last_seen=max((row["occurred_at"] for row in over_all), default=None),
-        latest={row["type"]: State(**row) for row in over_all},
+def _relations(found: PartyRecord, limit: int) -> Relations:
+    first = found.relations[0] if found.relations else {"holding": 0, "planned": 0, "past": 0}
+    return Relations(
+        now=first["holding"],
+        later=first["planned"],
+        before=first["past"],
+        items=[RelationHeld(**dict(shown(row)), holds=row["holds"]) for row in found.relations[:limit]],
     )
 
 
-# The name of a party may hold a slash (crm:a/7): the parameter takes what is left of the path; the longer stands first.
-@routes.get(
-    "/{party:rest}/timeline",
-    summary="What happened, newest first",
-    description="Everything that happened on a device while the party held a role on it, and what is about the party "
-    "itself. An event is on it once, however many roles the party held.",
-    responses=documented("not_found"),
-)
-async def timeline(
-    party: InPath, query: Annotated[events.EventsQuery, Query()], db: Db, store: Stored
-) -> Page[TimelineItem]:
-    id_ = await known_party(db, party)
-    list_ = f"timeline of {id_}"
-    found = await records.timeline(db, id_, events.wanted(query, list_, store.settings.serve_page_bytes_max))
-    rows, next_ = events.page(found, query, list_)
-    return Page(
-        items=[
-            TimelineItem(
-                device=None if row["subject"].startswith(PARTY_PREFIX) else row["subject"],
-                roles=row["roles"] or ["self"],
-                event=events.Event(**row),
-            )
-            for row in rows
-        ],
-        next=next_,
-    )
+def _devices(found: PartyRecord) -> list[HeldDevice]:
+    latest: dict[str, dict[str, State]] = {}
+    for row in found.latest:
+        if row["device"] is not None:
+            latest.setdefault(row["device"], {})[row["type"]] = State(**row)
+    return [HeldDevice(id=row["subject"], **row, latest=latest.get(row["subject"], {})) for row in found.devices]
 
 
+# The name of a party may hold a slash (crm:a/7): the parameter takes what is left of the path.
 @routes.get(
     "/{party:rest}",
     summary="The record of a party",
     description="Right at once: put together from its relations and the events as they are now. "
     "An event counts once for a party, however many roles it held, and only in [`valid_from`, `valid_to`).",
-    responses=documented("not_found"),
+    response_model=Record,
+    responses={**NOT_MODIFIED, **documented("not_found")},
 )
-async def record(party: InPath, query: Annotated[RecordQuery, Query()], db: Db) -> Record:
-    found = await records.of_party(db, await known_party(db, party), query.devices)
-    latest: dict[str, dict[str, State]] = {}
-    for row in found.latest:
-        if row["device"] is not None:
-            latest.setdefault(row["device"], {})[row["type"]] = State(**row)
+async def record(
+    party: InPath, query: Annotated[RecordQuery, Query()], db: Db, if_none_match: IfNoneMatch = None
+) -> Any:
+    wanted = Shown(query.devices, query.relations, query.days, query.around_visit_days)
+    found = await records.of_party(db, await known_party(db, party), query.view, wanted)
     members = [Party(**row) for row in found.parties]
-    return Record(
+    kind = members[0].kind
+    stored = [row["recorded_at"] for row in found.latest if row["recorded_at"] is not None]
+    content = Record(
         **dict(members[0]) | {"refs": _joint_refs(members)},
         parties=members,
         links=[Link(**row) for row in found.links],
         attributes=agreed(found.attributes),
         **dict(activity(found.latest)),
-        devices=[
-            HeldDevice(
-                id=row["subject"],
-                model=row["model"],
-                firmware=row["firmware"],
-                roles=row["roles"],
-                latest=latest.get(row["subject"], {}),
-            )
-            for row in found.devices
-        ],
+        relations=_relations(found, query.relations),
+        devices=_devices(found),
         devices_now=found.devices_now,
+        by_day=days(found.days),
+        faults=open_faults(found.faults),
+        satisfaction=satisfaction(found.satisfaction),
+        sales=kinds.sales(found.part) if kind == "vendor" else None,
+        service=kinds.service(found.part, query.around_visit_days) if kind == "partner" else None,
+        care=kinds.care(found.part) if kind == "employee" else None,
+        supply=kinds.supply(found.part) if kind == "supplier" else None,
+        freshness=Freshness(**found.read, recorded_at=max(stored, default=None)),
     )
+    return answer(content, if_none_match, but={"freshness"})

@@ -1,0 +1,74 @@
+"""The two times at which a record may be looked at, and the relations and links that there were then.
+
+Every statement of a record has these parameters:
+
+    $1  the group: the ids of the parties that share the record
+    $2  as_of: what was true then; null: now, and what is planned
+    $3  known_at: as we knew it then; null: as we know it now
+
+Events count whenever they arrived, and names, references and attributes are those of now.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The two times; None: now."""
+
+    as_of: datetime | None = None
+    known_at: datetime | None = None
+
+    def of(self, group: Sequence[UUID]) -> tuple[Sequence[UUID], datetime | None, datetime | None]:
+        """Return $1, $2 and $3."""
+        return group, self.as_of, self.known_at
+
+
+NOW = View()
+
+
+def _known(table: str) -> str:
+    # Both halves have partial indexes of their own; the second is not entered where nobody asks for it.
+    return f"""(
+        select * from {table} where upper_inf(recorded) and ($3::timestamptz is null or lower(recorded) <= $3)
+        union all
+        select * from {table}
+        where $3::timestamptz is not null and not upper_inf(recorded) and recorded @> $3::timestamptz
+    )"""
+
+
+RELATION = _known("relationship")
+LINK = _known("party_link")
+
+AT = "coalesce($2::timestamptz, now())"
+"""When what is called current is."""
+
+UNTIL = "tstzrange(null, $2::timestamptz + interval '1 microsecond')"
+"""All that had happened then; without `as_of` everything."""
+
+
+def kin(origin: str) -> str:
+    """Return the recursive step `kin (party, same)`: each `party` of `origin`, and all that are linked to it."""
+    return f"""
+kin (party, same) as (
+    select distinct party, party from {origin}
+    union
+    select kin.party, linked.same
+    from kin cross join lateral (
+        select link.other as same from {LINK} as link where link.party = kin.same
+        union all
+        select link.party from {LINK} as link where link.other = kin.same
+    ) as linked
+)"""
+
+
+CALLED = """
+called (party, subject) as (
+    select party, 'party:' || same from kin
+    union all
+    select kin.party, 'party:' || namespace || ':' || ref from kin join party_ref on party_ref.party = kin.same
+)"""
+"""Everything that the parties of `kin` are called in subjects."""

@@ -1,0 +1,59 @@
+"""What a record of any kind shows beside its counts: relations, devices, open faults, ratings."""
+
+from drm_ingest.postgres.record.about import ABOUT, SPAN
+from drm_ingest.postgres.record.known import AT, RELATION, UNTIL
+from drm_ingest.postgres.record.rare import OPEN_FAULTS, RATINGS, lens
+
+# Those of the group on others, and those of others on the group; what holds first, then what is planned, then the past.
+# One at least: it tells how many there are.
+RELATIONS = f"""
+select id, version, subject, role, party, batch, lower(valid) as valid_from, upper(valid) as valid_to,
+       lower(recorded) as recorded_at, null as superseded_at, asserted_by, reason, holds,
+       count(*) filter (where holds = 'now') over () as holding,
+       count(*) filter (where holds = 'later') over () as planned,
+       count(*) filter (where holds = 'before') over () as past
+from (
+    select *, case when valid @> {AT} then 'now' when lower(valid) > {AT} then 'later' else 'before' end as holds
+    from (
+        select * from {RELATION} as relation
+        where party = any ($1::uuid[]) and (subject_party is null or subject_party <> all ($1::uuid[]))
+        union all
+        select * from {RELATION} as relation
+        where subject = any (array(select 'party:' || id from unnest($1::uuid[]) as own (id)))
+          and party <> all ($1::uuid[])
+    ) as all_of_them
+    where valid && {UNTIL}
+) as told
+order by array_position(array['now', 'later', 'before'], holds), lower(valid) desc nulls last, id
+limit greatest($4, 1)"""
+
+_HELD_NOW = f"""
+from {RELATION} as relation join device using (subject)
+where party = any ($1::uuid[]) and subject_party is null and valid @> {AT}"""
+DEVICES = f"""
+select subject, model, firmware,
+       jsonb_agg(jsonb_build_object('role', role, 'party', party, 'relationship', relation.id,
+                                    'version', relation.version, 'valid_from', lower(valid))
+                 order by role, lower(valid), relation.id) as roles
+{_HELD_NOW} group by subject, model, firmware order by subject limit $4"""
+DEVICES_NOW = f"select count(distinct subject) {_HELD_NOW}"
+
+RELATIONS_COUNT = f"select count(*) from {RELATION} as relation where party = any ($1::uuid[]) and valid && {UNTIL}"
+
+# Of the devices held now, since they are held.
+_MINE = f"""
+mine as (
+    select subject, valid * {UNTIL} as valid from {RELATION} as relation
+    where party = any ($1::uuid[]) and subject_party is null and valid && {UNTIL}
+), {lens("''", "mine", AT)}"""
+FAULTS = f"""
+with {_MINE}, {OPEN_FAULTS}
+select subject, code, since, last_at, raised, data, count(*) over () as open
+from open_fault order by last_at desc, subject, code limit $4"""
+
+# Of everything that is on the record.
+SATISFACTION = f"""
+with recursive {ABOUT}, {SPAN},
+lens (of, subject, starts, ends, current) as (select '', subject, starts, ends, true from span), {RATINGS}"""
+
+READ = "select now() as read_at, max(moved_at) as attached_at from consumer_position"

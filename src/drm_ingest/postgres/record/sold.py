@@ -1,0 +1,50 @@
+"""The record of a vendor: the devices it sold, the customers it reached, and how these are.
+
+SOLD     the devices, and since when (and until when they were taken back)
+REACHED  the customers who owned one of them in that time, and those who bought from it without a device
+LENS     what was said by these customers and of these devices, while that was so
+"""
+
+from drm_ingest.postgres.record.known import AT, CALLED, RELATION, UNTIL, kin
+from drm_ingest.postgres.record.rare import FAULTS_BY_CODE, OPEN_FAULTS, RATINGS, lens
+
+SOLD = f"""
+sold as materialized (
+    select subject, valid * {UNTIL} as valid from {RELATION} as relation
+    where party = any ($1::uuid[]) and role = 'sold_by' and valid && {UNTIL}
+)"""
+
+REACHED = f"""{SOLD},
+reached (party, subject, valid) as materialized (
+    select relation.party, subject, relation.valid * sold.valid
+    from sold join {RELATION} as relation using (subject)
+    where role = 'owner' and party_kind = 'customer' and relation.valid && sold.valid
+    union all
+    select subject_party, null, valid * {UNTIL} from {RELATION} as relation
+    where party = any ($1::uuid[]) and role = 'buys_from' and subject_kind = 'customer' and valid && {UNTIL}
+),
+{kin("reached")}"""
+
+_SAID_OR_DONE = f"""
+said_or_done (subject, valid) as (
+    select subject, valid from reached where subject is not null
+    union all
+    select called.subject, reached.valid from reached join called using (party)
+), {lens("''", "said_or_done", AT)}"""
+
+SALES = f"""
+with recursive {REACHED},
+person as (select party, (array_agg(same order by same))[1] as id from kin group by party)
+select (select count(distinct subject) from sold) as devices_sold,
+       (select count(distinct subject) from sold where valid @> {AT}) as devices_now,
+       count(distinct person.id) as customers_reached,
+       count(distinct person.id) filter (where valid @> {AT}) as customers_now
+from reached join person using (party)"""
+
+SATISFACTION = f"with recursive {REACHED}, {CALLED}, {_SAID_OR_DONE}, {RATINGS}"
+
+FAULTS = f"""
+with recursive {REACHED},
+owned as (select subject, valid from reached where subject is not null),
+{lens("''", "owned", AT)}, {OPEN_FAULTS}
+{FAULTS_BY_CODE}"""

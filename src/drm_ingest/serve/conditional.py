@@ -1,0 +1,33 @@
+"""Answers that a client may keep: with an ETag, and 304 where it names what the client has already."""
+
+from collections.abc import Collection
+from hashlib import blake2b
+from typing import Annotated, Any
+
+from fastapi import Header, Response
+from pydantic import BaseModel
+
+IfNoneMatch = Annotated[str | None, Header(description="ETag of what is there already; 304 where it still holds")]
+
+NOT_MODIFIED: dict[int | str, dict[str, Any]] = {304: {"description": "It is still as that ETag names it."}}
+
+
+def answer(content: BaseModel, if_none_match: str | None, *, but: Collection[str] = ()) -> Response:
+    """Return the content, or 304 where it is known.
+
+    The ETag is of everything in it `but` these fields; then it is weak (RFC 9110, 8.8.1): what differs does not matter.
+    """
+    body = content.model_dump_json().encode()
+    named = content.model_dump_json(exclude=set(but)).encode() if but else body
+    tag = f'{"W/" if but else ""}"{blake2b(named, digest_size=12).hexdigest()}"'
+    # Anybody's cache but the client's own would show one person's record to another.
+    headers = {"etag": tag, "cache-control": "private, no-cache"}
+    if if_none_match is not None and _names(if_none_match, tag):
+        return Response(status_code=304, headers=headers)
+    return Response(body, headers=headers, media_type="application/json")
+
+
+def _names(if_none_match: str, tag: str) -> bool:
+    """Compare weakly, as If-None-Match is."""
+    tags = {named.strip().removeprefix("W/") for named in if_none_match.split(",")}
+    return "*" in tags or tag.removeprefix("W/") in tags
