@@ -15,7 +15,17 @@ PAGE = DOCS / "api.md"
 CREDENTIALS = DOCS / "credentials.md"
 COMMANDS = re.compile(r"```sh\n(?P<commands>.*?)```(?:\n```json\n(?P<answer>.*?)```)?", re.DOTALL)
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-OF_THIS_RUN = {"created_at", "recorded_at", "received_at", "linked_at", "request_id", "next", "number"}
+OF_THIS_RUN = {
+    "created_at",
+    "recorded_at",
+    "received_at",
+    "linked_at",
+    "read_at",
+    "attached_at",
+    "request_id",
+    "next",
+    "number",
+}
 """Other ones each time."""
 ELIDED = "…"
 END = "-- end of block --"
