@@ -106,16 +106,24 @@ class Sender:
         """Close the connections."""
         self._client.close()
 
-    def send(self, events: Iterable[Numbered], sent: Sent, *, rate: float | None = None) -> Iterator[int]:
+    def send(
+        self,
+        events: Iterable[Numbered],
+        sent: Sent,
+        *,
+        rate: float | None = None,
+        on_rejected: Callable[[int, Mapping[str, Any]], None] = lambda _line, _result: None,
+    ) -> Iterator[int]:
         """Send (line, event) pairs; after each answered batch bring `sent` up to date and yield how many events it had.
 
-        `rate` is a multiple of the events' own time; None: as fast as acknowledged.
+        `rate` is a multiple of the events' own time; None: as fast as acknowledged. `on_rejected` hears of each event
+        that is refused its line and the result.
 
         Raises:
             GaveUp: a batch was refused as a whole and no retry helps, or it had no answer for `patience_s`.
         """
         for batch in self._batches(events, None if rate is None else _Pace(rate)):
-            yield from self._deliver(batch, sent)
+            yield from self._deliver(batch, sent, on_rejected)
 
     def _batches(self, events: Iterable[Numbered], pace: "_Pace | None") -> Iterator[list[Encoded]]:
         """Cut by number and by bytes; when paced, a batch is what happens within a tenth of a second, when it does."""
@@ -142,14 +150,16 @@ class Sender:
         if batch:
             yield batch
 
-    def _deliver(self, batch: list[Encoded], sent: Sent) -> Iterator[int]:
+    def _deliver(
+        self, batch: list[Encoded], sent: Sent, on_rejected: Callable[[int, Mapping[str, Any]], None]
+    ) -> Iterator[int]:
         """Send a batch, in halves where it is too large for the edge."""
         try:
             answer = self._post(batch, sent)
         except _TooLarge as error:
             if half := len(batch) // 2:
-                yield from self._deliver(batch[:half], sent)
-                yield from self._deliver(batch[half:], sent)
+                yield from self._deliver(batch[:half], sent, on_rejected)
+                yield from self._deliver(batch[half:], sent, on_rejected)
                 return
             code, detail = error.args
             answer = {"accepted": 0, "results": [{"index": 0, "status": "rejected", "code": code, "detail": detail}]}
@@ -157,6 +167,7 @@ class Sender:
         for result in answer["results"]:
             if result["status"] == "rejected":
                 sent.rejected[result["code"]] += 1
+                on_rejected(batch[result["index"]][0], result)
                 where = f"line {batch[result['index']][0]} {result.get('pointer', '')}".rstrip()
                 sent.examples.setdefault(result["code"], f"{where}: {result.get('detail', '')}")
         sent.line = batch[-1][0]

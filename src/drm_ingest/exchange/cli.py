@@ -77,6 +77,36 @@ def relationships(
     _run("relationships", file, mapping, errors, asserted_by, dry_run, restart, refused_share_max, refused_lines_min)
 
 
+@importing.command()
+def events(
+    file: File,
+    mapping: Mapping = None,
+    errors: Errors = None,
+    url: Annotated[str, typer.Option(envvar="DRM_EDGE_URL", help="Where the edge is.")] = "http://127.0.0.1:8080",
+    key: Annotated[str, typer.Option(envvar="DRM_SENDER_KEY", help="A sender's key.")] = "",
+    share: Annotated[float, typer.Option(min=0.01, max=1, help="Of one connection's time; the rest it pauses.")] = 0.25,
+    lag_max_events: Annotated[
+        int, typer.Option(min=0, help="Stand still while enrich or attach has more before it; 0: do not look.")
+    ] = 5_000,
+    patience_s: Annotated[float, typer.Option(min=0.1, help="Try again for so long, then give up.")] = 300.0,
+    dry_run: DryRun = False,
+    restart: Restart = False,
+    refused_share_max: ShareMax = 0.1,
+    refused_lines_min: LinesMin = 100,
+) -> None:
+    """Send events of the past to the edge, the way of live ones, in a lane that yields to these.
+
+    An event without an id gets one that is made of all else in it: what is sent twice is stored once. Run it again
+    after it was interrupted: it goes on where it stopped. Exits with 0 only if no line was refused.
+    """
+    from drm_ingest.exchange.command import Import, Lane, run_import
+
+    if not key.strip() and not dry_run:
+        raise typer.BadParameter("no key: set DRM_SENDER_KEY or --key; `drm-ingest key` makes one", param_hint="--key")
+    wanted = Import("events", file, mapping, errors, None, dry_run, restart, refused_share_max, refused_lines_min)
+    raise typer.Exit(run_import(settings(), wanted, Lane(url, key, share, lag_max_events, patience_s)))
+
+
 def _run(
     what: str,
     file: Path,

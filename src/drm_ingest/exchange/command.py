@@ -11,10 +11,13 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from drm_ingest.device.send import GaveUp, Sender
 from drm_ingest.exchange import checkpoint
 from drm_ingest.exchange.devices import Devices
+from drm_ingest.exchange.events import LINES, only_judged, take_events, through_the_edge
 from drm_ingest.exchange.lines import File, Unreadable
 from drm_ingest.exchange.mapping import BadMapping, Columns
+from drm_ingest.exchange.pace import Pace, lags_of
 from drm_ingest.exchange.parties import Parties
 from drm_ingest.exchange.refused import ErrorFile, Refused, ShareMax, Stopped
 from drm_ingest.exchange.relationships import Relationships
@@ -50,14 +53,29 @@ class Import:
     refused_lines_min: int
 
 
-def run_import(settings: Settings, wanted: Import) -> int:
-    """Import it, telling a person how far it is; return the exit code: 0 only if no line was refused."""
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Where events go, and how much of the way is theirs."""
+
+    url: str
+    key: str
+    share: float
+    lag_max_events: int
+    patience_s: float
+
+
+def run_import(settings: Settings, wanted: Import, lane: Lane | None = None) -> int:
+    """Import it, telling a person how far it is; return the exit code: 0 only if no line was refused.
+
+    Events go into a lane, everything else into Postgres.
+    """
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     tell = partial(console.print, markup=False)
     told = checkpoint.Progress()
     problem, code = "", 0
     try:
-        desk, told = opened(wanted, str(settings.postgres_dsn.get_secret_value().rpartition("@")[2]), tell)
+        to = lane.url if lane is not None else settings.postgres_dsn.get_secret_value().rpartition("@")[2]
+        desk, told = opened(wanted, to, tell)
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
         with Progress(*columns, TextColumn("{task.fields[lines]:,} lines"), console=console) as bars:
             bar = bars.add_task(wanted.path.name, total=desk.file.total, lines=told.read)
@@ -65,7 +83,10 @@ def run_import(settings: Settings, wanted: Import) -> int:
             def on_progress() -> None:
                 bars.update(bar, total=desk.file.total, completed=desk.file.position, lines=told.read)
 
-            asyncio.run(_taken(settings, wanted, desk, told, on_progress))
+            if lane is None:
+                asyncio.run(_taken(settings, wanted, desk, told, on_progress))
+            else:
+                _sent(settings, wanted, lane, desk, told, on_progress, tell)
         if desk.checkpoint is not None:
             desk.checkpoint.remove()
     except (BadMapping, Unreadable, Stopped, OSError) as error:
@@ -73,7 +94,9 @@ def run_import(settings: Settings, wanted: Import) -> int:
     except KeyboardInterrupt:
         problem, code = "interrupted", INTERRUPTED
     would = " (nothing was changed: a dry run)" if wanted.dry_run else ""
-    tell(f"made {told.made:,} · changed {told.changed:,} · the same {told.same:,} · refused {told.refused:,}{would}")
+    taken = f"made {told.made:,} · changed {told.changed:,} · the same {told.same:,}"
+    taken = taken if lane is None else f"accepted {told.made:,}"
+    tell(f"{taken} · refused {told.refused:,}{would}")
     for refused, count in told.codes.items():
         tell(f"  {count:,} {refused}")
     if told.refused and not wanted.dry_run:
@@ -113,6 +136,28 @@ def opened(wanted: Import, to: str, tell: Tell) -> tuple[Desk, checkpoint.Progre
     share_max = ShareMax(wanted.refused_share_max, wanted.refused_lines_min)
     errors = None if wanted.dry_run else ErrorFile(errors_path(wanted), progress.errors_bytes)
     return Desk(file, columns, share_max, errors, note, on_refused), progress
+
+
+def _sent(
+    settings: Settings,
+    wanted: Import,
+    lane: Lane,
+    desk: Desk,
+    progress: checkpoint.Progress,
+    on_progress: Callable[[], None],
+    tell: Tell,
+) -> None:
+    if wanted.dry_run:
+        take_events(desk, only_judged(settings), progress, on_progress)
+        return
+    lags = lags_of(settings) if lane.lag_max_events else None
+    pace = Pace(lags, lane.lag_max_events, lane.share, tell)
+    try:
+        sender = Sender(lane.url, lane.key, batch_events=LINES, patience_s=lane.patience_s, tell=tell)
+    except GaveUp as error:
+        raise Stopped(str(error)) from None
+    with sender:
+        take_events(desk, through_the_edge(sender, pace), progress, on_progress)
 
 
 async def _taken(

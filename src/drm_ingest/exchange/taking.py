@@ -22,6 +22,7 @@ TRY_AGAIN_S = 0.5
 
 Became = Literal["made", "changed", "same"]
 Wanted = TypeVar("Wanted")
+Read_co = TypeVar("Read_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +35,17 @@ class Context:
     dry_run: bool
 
 
-class Taker(Protocol[Wanted]):
-    """One kind of import; `lines` is how many it takes in one transaction."""
+class Reads(Protocol[Read_co]):
+    """Knows what a line wants."""
+
+    def read(self, fields: Any) -> Read_co:
+        """Return it; raises Refused."""
+
+
+class Taker(Reads[Wanted], Protocol[Wanted]):
+    """One kind of import into Postgres; `lines` is how many it takes in one transaction."""
 
     lines: int
-
-    def read(self, fields: Any) -> Wanted:
-        """Return what a line wants; raises Refused."""
 
     async def write(self, db: asyncpg.Connection, wanted: Sequence[Wanted]) -> Sequence[Became | Refused]:
         """Bring it about in the transaction that is open, or only say what would be where it is a dry run."""
@@ -59,7 +64,11 @@ class Desk:
     on_refused: Callable[[int, Refused], None]
 
 
-def sort(taker: Taker[Wanted], desk: Desk, lines: Sequence[Line]) -> tuple[list[tuple[Line, Wanted]], list["Told"]]:
+Told = tuple[int, str, Refused]
+"""Of a line that is refused its number, the original, and why."""
+
+
+def sort(reader: Reads[Wanted], desk: Desk, lines: Sequence[Line]) -> tuple[list[tuple[Line, Wanted]], list[Told]]:
     """Return what lines want, and those that are refused at once."""
     wanted: list[tuple[Line, Wanted]] = []
     refused: list[Told] = []
@@ -67,15 +76,12 @@ def sort(taker: Taker[Wanted], desk: Desk, lines: Sequence[Line]) -> tuple[list[
         try:
             if line.row is None:
                 raise Refused(LineCode.UNREADABLE, line.wrong)
-            wanted.append((line, taker.read(desk.columns.fields(line.row))))
+            wanted.append((line, reader.read(desk.columns.fields(line.row))))
         except Unmappable as error:
             refused.append((line.number, line.original, Refused(LineCode.UNMAPPABLE, error.reason, error.pointer)))
         except Refused as why:
             refused.append((line.number, line.original, why))
     return wanted, refused
-
-
-Told = tuple[int, str, Refused]
 
 
 async def take(
@@ -87,7 +93,7 @@ async def take(
         Stopped: too much is refused, the file ends in the middle, or Postgres is away; what was taken stays taken.
     """
     lines = desk.file.lines(progress.line)
-    while batch := _next(lines, taker.lines):
+    while batch := next_lines(lines, taker.lines):
         wanted, refused = sort(taker, desk, batch)
         became = await _write(db, taker, desk, progress, wanted, refused, len(batch))
         for (line, _), one in zip(wanted, became, strict=True):
@@ -99,7 +105,12 @@ async def take(
         on_progress()
 
 
-def _next(lines: Iterator[Line], count: int) -> list[Line]:
+def next_lines(lines: Iterator[Line], count: int) -> list[Line]:
+    """Return the next so many lines, or what is left.
+
+    Raises:
+        Stopped: nothing more can be read.
+    """
     try:
         return list(islice(lines, count))
     except Unreadable as error:
