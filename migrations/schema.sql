@@ -78,6 +78,27 @@ begin
     return null;
 end $$;
 
+CREATE TABLE public.claim_code (
+    device text NOT NULL COLLATE pg_catalog."C",
+    hash bytea NOT NULL,
+    guesses integer DEFAULT 0 NOT NULL,
+    relationship uuid,
+    made_by text NOT NULL,
+    made_at timestamp with time zone NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    CONSTRAINT claim_code_guesses_check CHECK ((guesses >= 0)),
+    CONSTRAINT claim_code_hash_check CHECK ((length(hash) = 32)),
+    CONSTRAINT claim_code_made_by_check CHECK (((length(made_by) >= 1) AND (length(made_by) <= 300)))
+);
+
+COMMENT ON TABLE public.claim_code IS 'Whoever knows the code has the device at hand, and may become its owner; one code a device.';
+
+COMMENT ON COLUMN public.claim_code.hash IS 'SHA-256 of the device and the code; the code itself is 80 random bits and is shown once.';
+
+COMMENT ON COLUMN public.claim_code.guesses IS 'Wrong codes that were tried on it; after so many it is dead.';
+
+COMMENT ON COLUMN public.claim_code.relationship IS 'The relation that it began; null while it was not used.';
+
 CREATE TABLE public.consumer_position (
     consumer_group text NOT NULL,
     topic text NOT NULL,
@@ -121,6 +142,40 @@ CREATE TABLE public.device (
 );
 
 COMMENT ON TABLE public.device IS 'Every device or app installation ever heard of; unclaimed while nobody holds a role on it.';
+
+CREATE TABLE public.device_replacement (
+    id uuid DEFAULT uuidv7() NOT NULL,
+    device text NOT NULL COLLATE pg_catalog."C",
+    by text NOT NULL COLLATE pg_catalog."C",
+    at timestamp with time zone NOT NULL,
+    asserted_by text NOT NULL,
+    reason text,
+    recorded tstzrange NOT NULL,
+    undone_by text,
+    undone_why text,
+    CONSTRAINT device_replacement_asserted_by_check CHECK (((length(asserted_by) >= 1) AND (length(asserted_by) <= 300))),
+    CONSTRAINT device_replacement_check CHECK ((device <> by)),
+    CONSTRAINT device_replacement_check1 CHECK (((undone_by IS NULL) = upper_inf(recorded))),
+    CONSTRAINT device_replacement_reason_check CHECK (((length(reason) >= 1) AND (length(reason) <= 300))),
+    CONSTRAINT device_replacement_recorded_check CHECK (((NOT isempty(recorded)) AND lower_inc(recorded) AND (NOT upper_inc(recorded)))),
+    CONSTRAINT device_replacement_undone_by_check CHECK (((length(undone_by) >= 1) AND (length(undone_by) <= 300))),
+    CONSTRAINT device_replacement_undone_why_check CHECK (((length(undone_why) >= 1) AND (length(undone_why) <= 300)))
+);
+
+COMMENT ON TABLE public.device_replacement IS 'Hardware replaced by other hardware, which continues its history; undone where recorded is closed.';
+
+CREATE TABLE public.device_replacement_relation (
+    replacement uuid NOT NULL,
+    ended uuid NOT NULL,
+    version integer NOT NULL,
+    begun uuid
+);
+
+COMMENT ON TABLE public.device_replacement_relation IS 'What a replacement did to relations, so that it can be undone exactly.';
+
+COMMENT ON COLUMN public.device_replacement_relation.version IS 'The one that it wrote, of the relation that it ended.';
+
+COMMENT ON COLUMN public.device_replacement_relation.begun IS 'On the new device; null where the party held that role there already.';
 
 CREATE TABLE public.event (
     occurred_at timestamp with time zone NOT NULL,
@@ -402,10 +457,13 @@ CREATE TABLE public.role (
     name text NOT NULL,
     exclusive boolean NOT NULL,
     meaning text NOT NULL,
+    goes_on boolean DEFAULT true NOT NULL,
     CONSTRAINT role_name_check CHECK ((name ~ '^[a-z][a-z_]{0,39}$'::text))
 );
 
 COMMENT ON COLUMN public.role.exclusive IS 'At most one party at a time holds an exclusive role on a subject.';
+
+COMMENT ON COLUMN public.role.goes_on IS 'Whoever holds it on a device holds it on the one that replaces it; else it is of the thing itself.';
 
 CREATE TABLE public.role_kind (
     role text NOT NULL,
@@ -495,17 +553,17 @@ COMMENT ON COLUMN public.subject_day.last_hash IS 'content_hash of the latest: w
 
 ALTER TABLE ONLY public.event ATTACH PARTITION public.event_default DEFAULT;
 
-INSERT INTO public.role VALUES ('owner', true, 'whose device it is');
-INSERT INTO public.role VALUES ('user', false, 'who uses it, signed in');
-INSERT INTO public.role VALUES ('sold_by', true, 'the vendor that sold it');
-INSERT INTO public.role VALUES ('serviced_by', false, 'the partner that looks after it');
-INSERT INTO public.role VALUES ('installed_by', false, 'the partner that put it in place');
-INSERT INTO public.role VALUES ('made_by', true, 'the supplier that made it');
-INSERT INTO public.role VALUES ('parts_by', false, 'a supplier of parts or batches in it');
-INSERT INTO public.role VALUES ('buys_from', false, 'the vendor a customer buys from');
-INSERT INTO public.role VALUES ('cared_for_by', false, 'the employee who cares for a customer');
-INSERT INTO public.role VALUES ('works_for', false, 'the company an employee works for');
-INSERT INTO public.role VALUES ('supplies', false, 'whom a supplier supplies');
+INSERT INTO public.role VALUES ('owner', true, 'whose device it is', true);
+INSERT INTO public.role VALUES ('user', false, 'who uses it, signed in', true);
+INSERT INTO public.role VALUES ('sold_by', true, 'the vendor that sold it', true);
+INSERT INTO public.role VALUES ('serviced_by', false, 'the partner that looks after it', true);
+INSERT INTO public.role VALUES ('installed_by', false, 'the partner that put it in place', true);
+INSERT INTO public.role VALUES ('buys_from', false, 'the vendor a customer buys from', true);
+INSERT INTO public.role VALUES ('cared_for_by', false, 'the employee who cares for a customer', true);
+INSERT INTO public.role VALUES ('works_for', false, 'the company an employee works for', true);
+INSERT INTO public.role VALUES ('supplies', false, 'whom a supplier supplies', true);
+INSERT INTO public.role VALUES ('made_by', true, 'the supplier that made it', false);
+INSERT INTO public.role VALUES ('parts_by', false, 'a supplier of parts or batches in it', false);
 
 INSERT INTO public.role_kind VALUES ('owner', true, 'device', 'customer');
 INSERT INTO public.role_kind VALUES ('owner', true, 'device', 'vendor');
@@ -544,6 +602,9 @@ INSERT INTO public.role_kind VALUES ('supplies', false, 'supplier', 'supplier');
 
 SELECT pg_catalog.setval('public.relationship_change_number_seq', 1, false);
 
+ALTER TABLE ONLY public.claim_code
+    ADD CONSTRAINT claim_code_pkey PRIMARY KEY (device);
+
 ALTER TABLE ONLY public.consumer_position
     ADD CONSTRAINT consumer_position_pkey PRIMARY KEY (consumer_group, topic, partition);
 
@@ -552,6 +613,18 @@ ALTER TABLE ONLY public.dead_letter
 
 ALTER TABLE ONLY public.device
     ADD CONSTRAINT device_pkey PRIMARY KEY (subject);
+
+ALTER TABLE ONLY public.device_replacement
+    ADD CONSTRAINT device_replaced_once EXCLUDE USING gist (device WITH =, recorded WITH &&);
+
+ALTER TABLE ONLY public.device_replacement
+    ADD CONSTRAINT device_replacement_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.device_replacement_relation
+    ADD CONSTRAINT device_replacement_relation_pkey PRIMARY KEY (replacement, ended);
+
+ALTER TABLE ONLY public.device_replacement
+    ADD CONSTRAINT device_replaces_once EXCLUDE USING gist (by WITH =, recorded WITH &&);
 
 ALTER TABLE ONLY public.event_identity
     ADD CONSTRAINT event_identity_pkey PRIMARY KEY (key);
@@ -639,6 +712,12 @@ ALTER TABLE ONLY public.subject_day
 
 CREATE INDEX dead_letter_key ON public.dead_letter USING btree (key);
 
+CREATE INDEX device_replacement_by ON public.device_replacement USING btree (by) WHERE upper_inf(recorded);
+
+CREATE INDEX device_replacement_by_before ON public.device_replacement USING btree (by) WHERE (NOT upper_inf(recorded));
+
+CREATE INDEX device_replacement_device ON public.device_replacement USING btree (device) WHERE upper_inf(recorded);
+
 CREATE INDEX event_subject_occurred_at ON ONLY public.event USING btree (subject, occurred_at);
 
 CREATE INDEX event_default_subject_occurred_at_idx ON public.event_default USING btree (subject, occurred_at);
@@ -704,6 +783,21 @@ CREATE TRIGGER tell_directory AFTER INSERT OR UPDATE OF model, firmware ON publi
 CREATE TRIGGER tell_directory AFTER INSERT OR DELETE OR UPDATE ON public.party_ref FOR EACH ROW EXECUTE FUNCTION public.tell_directory_of_ref();
 
 CREATE TRIGGER tell_directory AFTER INSERT OR UPDATE ON public.relationship FOR EACH ROW EXECUTE FUNCTION public.tell_directory();
+
+ALTER TABLE ONLY public.claim_code
+    ADD CONSTRAINT claim_code_device_fkey FOREIGN KEY (device) REFERENCES public.device(subject);
+
+ALTER TABLE ONLY public.device_replacement
+    ADD CONSTRAINT device_replacement_by_fkey FOREIGN KEY (by) REFERENCES public.device(subject);
+
+ALTER TABLE ONLY public.device_replacement
+    ADD CONSTRAINT device_replacement_device_fkey FOREIGN KEY (device) REFERENCES public.device(subject);
+
+ALTER TABLE ONLY public.device_replacement_relation
+    ADD CONSTRAINT device_replacement_relation_ended_version_fkey FOREIGN KEY (ended, version) REFERENCES public.relationship(id, version);
+
+ALTER TABLE ONLY public.device_replacement_relation
+    ADD CONSTRAINT device_replacement_relation_replacement_fkey FOREIGN KEY (replacement) REFERENCES public.device_replacement(id);
 
 ALTER TABLE ONLY public.fleet_key
     ADD CONSTRAINT fleet_key_sender_fkey FOREIGN KEY (sender) REFERENCES public.sender(id) ON DELETE CASCADE;

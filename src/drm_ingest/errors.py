@@ -98,6 +98,8 @@ PROBLEMS = _table(
     Problem("token_expired", 401, "The token has expired."),
     Problem("clock_skew", 401, "The clock that the token was made by is wrong."),
     Problem("forbidden", 403, "The credential does not allow this."),
+    Problem("claim_code_wrong", 403, "The code is not that of the device."),
+    Problem("claim_code_dead", 403, "No code of the device is in force."),
     Problem("not_found", 404, "There is nothing here."),
     Problem("method_not_allowed", 405, "This path does not take that method."),
     Problem("request_timeout", 408, "The request arrived too slowly."),

@@ -200,6 +200,13 @@ class Settings(BaseSettings):
         description="serve and attach keep mail addresses and phone numbers as hashes keyed by it, else refuse them",
     )
 
+    # -- serve: devices -----------------------------------------------------------------------------------------
+    claim_code_hours: Count = Field(72, le=87_600, description="a claim code is good for, unless it says otherwise")
+    claim_code_guesses_max: Count = Field(10, le=1000, description="wrong codes of a device; then its code is dead")
+    devices_scanned_max: Count = Field(
+        10_000, description="looked at for a page of unclaimed devices; it may hold fewer then, and has a next one"
+    )
+
     # -- what people see ----------------------------------------------------------------------------------------
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     log_refusals_per_s_max: Count = Field(

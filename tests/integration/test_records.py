@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.integration.conftest import Ask, Attach, Sent
 
 from drm_ingest.event import identity_key
-from drm_ingest.postgres import attributes, links, relationships
+from drm_ingest.postgres import attributes, links, predecessors, registry, relationships
 from drm_ingest.postgres.record import cared_for, own, serviced, sold, supplied, tally, timeline
 from drm_ingest.postgres.record.known import View
 from drm_ingest.serve.app import PLANNER
@@ -583,6 +583,12 @@ async def large(db: asyncpg.Connection) -> UUID:
     await db.execute(
         "insert into device (subject, registered_by) select 'd' || n, 'event' from generate_series(1, 1000) n"
     )
+    await db.execute("""
+        insert into device_replacement (device, by, at, asserted_by, undone_by, recorded)
+        select 'd' || n, 'd' || n + 1, '2026-03-20Z', 'office', case when n % 4 = 2 then 'office' end,
+               tstzrange('2026-03-01Z', case when n % 4 = 2 then '2026-03-20Z'::timestamptz end)
+        from generate_series(1, 999) n where n % 4 <> 0
+    """)
     vendor: UUID = await db.fetchval("insert into party (kind, name) values ('vendor', 'Volt') returning id")
     await db.execute("insert into party (kind, name) select 'customer', 'c' || n from generate_series(1, 2000) n")
     await db.execute("insert into party_ref (namespace, ref, party) select 'crm', name, id from party")
@@ -700,6 +706,9 @@ async def test_nothing_large_is_read_whole(large: UUID, db: asyncpg.Connection, 
         await _expect_indexes(db, tally.RECORD, *of, [f"d{n}" for n in range(1, 101)])
         await _expect_indexes(db, tally.BY_DAY, *of, datetime(2026, 4, 1, tzinfo=UTC), datetime(2026, 4, 3, tzinfo=UTC))
         await _expect_indexes(db, tally.SUBJECT_RECORD, "d50", view.as_of, view.known_at, [])
+        await _expect_indexes(db, registry.UNCLAIMED, "d3", 100, 500)
+        for statement in (predecessors.PREDECESSORS, predecessors.REPLACED_BY):
+            await _expect_indexes(db, statement, "d50", view.as_of, view.known_at)
         await _expect_indexes(db, relationships.RELATED, "d50", view.as_of, view.known_at, 100)
 
 

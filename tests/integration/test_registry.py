@@ -249,6 +249,7 @@ async def test_a_device_is_registered_and_described_anew(admin: httpx.AsyncClien
     assert record == again.json() | {
         "events": 0, "events_by_type": {}, "first_seen": None, "last_seen": None, "latest": {},
         "claimed": False, "related": [], "related_later": [], "related_before": [], "relations_before": 0,
+        "predecessors": [], "replaced_by": None,
     }  # fmt: skip
 
 

@@ -23,6 +23,9 @@ import orjson
 from drm_ingest.postgres import moves
 from drm_ingest.postgres.relationships import ROW
 
+Locked = tuple[datetime, datetime]
+"""The time, and when changes are recorded, once a subject is locked."""
+
 _NUMBERS = 0x64726D_72656C63  # "drm" "relc": the advisory lock under which changes get their numbers
 
 
@@ -85,7 +88,7 @@ def empty(starts: datetime | None, ends: datetime | None) -> bool:
     return starts is not None and ends is not None and starts >= ends
 
 
-async def lock(db: asyncpg.Connection, subject: str) -> tuple[datetime, datetime]:
+async def lock(db: asyncpg.Connection, subject: str) -> Locked:
     """Lock the relations of a subject until the transaction ends; return the time, and when a change is recorded.
 
     Both are taken after the wait: now() is older than that. A change is recorded after the one before it even where the

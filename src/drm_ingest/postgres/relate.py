@@ -12,7 +12,7 @@ import asyncpg
 
 from drm_ingest.event import PARTY_PREFIX
 from drm_ingest.postgres import moves
-from drm_ingest.postgres.changes import Claim, EmptyRange, empty, excluded, lock, note
+from drm_ingest.postgres.changes import Claim, EmptyRange, Locked, empty, excluded, lock, note
 from drm_ingest.postgres.relationships import ROW
 
 
@@ -31,20 +31,21 @@ class NoBatch(Exception):
     """Only what a supplier delivers comes in batches."""
 
 
-async def begin(db: asyncpg.Connection, claim: Claim) -> tuple[asyncpg.Record, bool]:
+async def begin(db: asyncpg.Connection, claim: Claim, locked: Locked | None = None) -> tuple[asyncpg.Record, bool]:
     """Record that a relation holds, register its device if it is new; return the row, and whether it is new.
 
     A relation that says exactly the same is returned as it is. `claim.subject` is canonical, and `claim.party` exists.
+    Whoever has locked the subject already says what `lock` answered: so several changes are recorded at one time.
 
     Raises:
         UnknownRole, NoBatch, HeldAlready, EmptyRange: and nothing was changed.
     """
     async with db.transaction():
-        return await _begin(db, claim)
+        return await _begin(db, claim, locked or await lock(db, claim.subject))
 
 
-async def _begin(db: asyncpg.Connection, claim: Claim) -> tuple[asyncpg.Record, bool]:
-    now, recorded_at = await lock(db, claim.subject)
+async def _begin(db: asyncpg.Connection, claim: Claim, locked: Locked) -> tuple[asyncpg.Record, bool]:
+    now, recorded_at = locked
     if claim.from_now:
         claim = replace(claim, valid_from=now, from_now=False)
     if empty(claim.valid_from, claim.valid_to):

@@ -11,6 +11,7 @@ from drm_ingest.postgres.changes import (
     ChangedMeanwhile,
     Claim,
     EmptyRange,
+    Locked,
     Say,
     Withdrawn,
     empty,
@@ -28,15 +29,18 @@ class Unchanged:
 UNCHANGED = Unchanged()
 
 
-async def end(db: asyncpg.Connection, id_: UUID, at: datetime | None, say: Say) -> asyncpg.Record | None:
+async def end(
+    db: asyncpg.Connection, id_: UUID, at: datetime | None, say: Say, locked: Locked | None = None
+) -> asyncpg.Record | None:
     """End a relation at a time (None: now); return its row; None: no such relation.
 
-    What has ended already does not end anew where it is to end now.
+    What has ended already does not end anew where it is to end now. Whoever has locked the subject already says what
+    `lock` answered: so several changes are recorded at one time.
 
     Raises:
         HeldAlready, EmptyRange, Withdrawn, ChangedMeanwhile: and nothing was changed.
     """
-    return await _revise(db, id_, "ended", UNCHANGED, at, say, ends_now=at is None)
+    return await _revise(db, id_, "ended", UNCHANGED, at, say, locked, ends_now=at is None)
 
 
 async def correct(
@@ -45,12 +49,13 @@ async def correct(
     valid_from: datetime | Unchanged | None,
     valid_to: datetime | Unchanged | None,
     say: Say,
+    locked: Locked | None = None,
 ) -> asyncpg.Record | None:
     """Say anew when a relation held; return and raises as `end`."""
-    return await _revise(db, id_, "corrected", valid_from, valid_to, say)
+    return await _revise(db, id_, "corrected", valid_from, valid_to, say, locked)
 
 
-async def withdraw(db: asyncpg.Connection, id_: UUID, say: Say) -> asyncpg.Record | None:
+async def withdraw(db: asyncpg.Connection, id_: UUID, say: Say, locked: Locked | None = None) -> asyncpg.Record | None:
     """Say that a relation never held; return its last row; None: no such relation.
 
     Raises:
@@ -60,7 +65,7 @@ async def withdraw(db: asyncpg.Connection, id_: UUID, say: Say) -> asyncpg.Recor
         subject = await _subject(db, id_)
         if subject is None:
             return None
-        _, recorded_at = await lock(db, subject)
+        _, recorded_at = locked or await lock(db, subject)
         row = await _latest(db, id_)
         if row["superseded_at"] is not None:
             return row
@@ -78,6 +83,7 @@ async def _revise(
     valid_from: datetime | Unchanged | None,
     valid_to: datetime | Unchanged | None,
     say: Say,
+    locked: Locked | None,
     *,
     ends_now: bool = False,
 ) -> asyncpg.Record | None:
@@ -85,7 +91,7 @@ async def _revise(
         subject = await _subject(db, id_)
         if subject is None:
             return None
-        now, recorded_at = await lock(db, subject)
+        now, recorded_at = locked or await lock(db, subject)
         row = await _latest(db, id_)
         if row["superseded_at"] is not None:
             raise Withdrawn(row)

@@ -16,9 +16,11 @@ from drm_ingest.postgres.migrate import BadMigrations, pending
 from drm_ingest.postgres.pool import PASSING, Pool, open_pool
 from drm_ingest.serve import (
     attributes,
+    claims,
     devices,
     events,
     fleet_keys,
+    hand_over,
     keys,
     links,
     origins,
@@ -26,6 +28,7 @@ from drm_ingest.serve import (
     problems,
     records,
     relationships,
+    replacements,
     revisions,
     senders,
     timeline,
@@ -106,7 +109,8 @@ def build(settings: Settings, metrics: Metrics) -> FastAPI:
         app.include_router(health.router(metrics, ready))
     # records takes /v1/parties/{anything}, and so stands behind all others.
     party_rooms = (parties, attributes, links, origins, timeline, records)
-    for room in (senders, keys, fleet_keys, *party_rooms, devices, relationships, revisions, events):
+    device_rooms = (claims, hand_over, replacements, devices)
+    for room in (senders, keys, fleet_keys, *party_rooms, *device_rooms, relationships, revisions, events):
         app.include_router(room.routes)
     return app
 

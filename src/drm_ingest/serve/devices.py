@@ -14,6 +14,7 @@ from drm_ingest.serve import events
 from drm_ingest.serve.access import Db, Stored, admin, reader
 from drm_ingest.serve.activity import Activity, ViewQuery, activity
 from drm_ingest.serve.conditional import NOT_MODIFIED, IfNoneMatch, answer
+from drm_ingest.serve.predecessors import Lineage, lineage
 from drm_ingest.serve.problems import documented, invalid
 from drm_ingest.serve.shapes import ITEMS_MAX, Page, Request, Subject, Text, Time
 
@@ -52,8 +53,8 @@ class Related(BaseModel):
     valid_to: Time | None
 
 
-class DeviceRecord(Activity, Device):  # the fields of the last come first
-    """A device and all that happened on it, whoever held it."""
+class DeviceRecord(Activity, Lineage, Device):  # the fields of the last come first
+    """A device and all that happened on it and on those whose place it took, whoever held them."""
 
     claimed: bool = Field(description="somebody holds a role on it now")
     related: list[Related] = Field(
@@ -64,7 +65,8 @@ class DeviceRecord(Activity, Device):  # the fields of the last come first
     relations_before: int = Field(description="how many there are of these", examples=[1])
 
 
-async def _device(db: Db, id_: str) -> Device:
+async def known_device(db: Db, id_: str) -> Device:
+    """Return a device; raises not_found."""
     row = await registry.device(db, id_)
     if row is None:
         detail = f"There is no device {id_}; its first event, a relation or PUT /v1/devices/… makes it known."
@@ -84,7 +86,7 @@ async def put(device: DeviceId, body: DeviceDescription, response: Response, db:
         raise invalid(f"{PARTY_PREFIX} is how subjects that are parties begin.", parameter="device")
     if await registry.put_device(db, device, body.model, body.firmware):
         response.status_code = 201
-    return await _device(db, device)
+    return await known_device(db, device)
 
 
 # An id may hold a slash, so the path parameter takes what is left; the longer path stands first.
@@ -97,7 +99,7 @@ async def put(device: DeviceId, body: DeviceDescription, response: Response, db:
 async def list_events(
     device: DeviceId, query: Annotated[events.EventsQuery, Query()], db: Db, store: Stored
 ) -> Page[events.Event]:
-    await _device(db, device)
+    await known_device(db, device)
     list_ = f"events of {device}"
     found = await timeline.of_subject(db, device, events.wanted(query, list_, store.settings.serve_page_bytes_max))
     rows, next_ = events.page(found, query, list_)
@@ -116,14 +118,16 @@ async def read(
     device: DeviceId, query: Annotated[ViewQuery, Query()], db: Db, if_none_match: IfNoneMatch = None
 ) -> Any:
     async with db.transaction(isolation="repeatable_read", readonly=True):
-        known = await _device(db, device)
+        known = await known_device(db, device)
         rows = await relationships.related(db, device, query.view, ITEMS_MAX)
+        line = await lineage(db, device, query.view)
         done = activity(await records.of_subject(db, device, query.view))
     related: dict[str, list[Related]] = {"now": [], "later": [], "before": []}
     for row in rows:
         related[row["holds"]].append(Related(**row))
     content = DeviceRecord(
         **dict(known),
+        **dict(line),
         **dict(done),
         claimed=bool(related["now"]),
         related=related["now"],

@@ -42,6 +42,7 @@ def _known(table: str) -> str:
 
 RELATION = _known("relationship")
 LINK = _known("party_link")
+REPLACED = _known("device_replacement")
 
 AT = "coalesce($2::timestamptz, now())"
 """When what is called current is."""

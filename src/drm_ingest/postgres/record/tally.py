@@ -8,6 +8,7 @@ One statement sees one snapshot, so both sources agree. All of it is driven by i
 that: per span one range of subject_day and at most two of event.
 """
 
+from drm_ingest.postgres.predecessors import LINE
 from drm_ingest.postgres.record.about import ABOUT, SPAN
 from drm_ingest.postgres.record.known import UNTIL
 
@@ -98,11 +99,11 @@ with recursive {ABOUT}, {SPAN}, {TALLY}
 select type, sum(events)::bigint as events from tally group by type order by type"""
 
 WHOLE_SUBJECT = f"""
+recursive {LINE},
 span (subject, relation_subjects, starts, ends) as (
-    select $1::text collate "C", null::text[], null::timestamptz, upper({UNTIL})
-    where $3::timestamptz is null or true  -- what happened is known whenever it is asked for
+    select subject, null::text[], null::timestamptz, least(ends, upper({UNTIL})) from line
 )"""
-"""All of the subject $1, whoever held it."""
+"""All of the subject $1, and of those whose place it took, whoever held them."""
 
 SUBJECT_RECORD = f"with {WHOLE_SUBJECT}, {TALLY}, {_LATEST}"
 
