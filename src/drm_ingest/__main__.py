@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from drm_ingest.exchange.cli import importing
+from drm_ingest.exchange.cli import export, importing
 from drm_ingest.pipeline.letters.cli import letters
 from drm_ingest.terminal import failed as _failed
 from drm_ingest.terminal import settings as _settings
@@ -38,6 +38,7 @@ cli = typer.Typer(
 
 cli.add_typer(letters, name="dead-letters")
 cli.add_typer(importing, name="import")
+cli.command()(export)
 
 
 @cli.callback()

@@ -1,11 +1,12 @@
 """`drm-ingest import parties | devices | …` and `export`; what each needs is imported when it runs."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from drm_ingest.terminal import settings
+from drm_ingest.terminal import failed, settings
 
 importing = typer.Typer(
     no_args_is_help=True, help="Bring in what other systems know: parties, devices, relations, events; docs/import.md."
@@ -124,3 +125,30 @@ def _run(
         what, file, mapping, errors, asserted_by, dry_run, restart, refused_share_max, refused_lines_min
     )  # fmt: skip
     raise typer.Exit(run_import(settings(), wanted))
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(file_okay=False, help="Where to; made when it is not there.")],
+    only: Annotated[
+        list[str] | None, typer.Option(help="events, parties, relationships or devices; repeatable. Default: all.")
+    ] = None,
+    since: Annotated[datetime | None, typer.Option(help="Only months of events that end after this (UTC).")] = None,
+    until: Annotated[datetime | None, typer.Option(help="Only months of events that begin before this (UTC).")] = None,
+) -> None:
+    """Write everything there is into Parquet files, for DuckDB, pandas and their like; docs/import.md.
+
+    Run it again after it was interrupted: it goes on behind what is done. Run again when it is complete, it replaces
+    every file by one of now.
+    """
+    try:
+        from drm_ingest.exchange.export import WHAT, run_export
+    except ModuleNotFoundError as missing:
+        raise failed(f"{missing.name} is not installed: pip install 'drm-ingest[parquet]'") from None
+
+    if unknown := set(only or ()) - set(WHAT):
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: there are {', '.join(WHAT)}", param_hint="--only")
+    raise typer.Exit(run_export(settings(), folder, only or WHAT, _utc(since), _utc(until)))
+
+
+def _utc(time: datetime | None) -> datetime | None:
+    return None if time is None else time.replace(tzinfo=UTC) if time.tzinfo is None else time

@@ -9,6 +9,7 @@ A mapping is TOML. Under `[fields]` each field is told where it comes from:
     {constant = "customer"}                          the same in each line
     {template = "party:shop:{Customer ID}"}          put together of columns
     {column = "Sales", type = "integer", scale = 100}
+    {template = "orders-2026:{#line}"}               #line is the number of the line
 
 Fields nest as they do in JSON, by dots, tables and lists. Without a mapping each column is the field of its name.
 """
@@ -27,6 +28,8 @@ from drm_ingest.errors import json_pointer
 
 SOURCES = ("column", "constant", "template")
 TYPES = ("text", "integer", "number", "boolean", "time", "json")
+LINE = "#line"
+"""The column that no file has: the number of the line."""
 _TRUE, _FALSE = {"true", "t", "yes", "y", "1"}, {"false", "f", "no", "n", "0"}
 _in_braces = re.compile(r"\{([^{}]*)\}")
 
@@ -61,6 +64,7 @@ class Columns:
         self.fields = read
         self.text = text
         """What it was made of: another text is another import."""
+        self.wants_line = LINE in text
 
     @classmethod
     def load(cls, path: Path | None) -> "Columns":

@@ -11,7 +11,7 @@ import asyncpg
 
 from drm_ingest.exchange.checkpoint import Checkpoint, Progress
 from drm_ingest.exchange.lines import File, Line, Unreadable
-from drm_ingest.exchange.mapping import Columns, Unmappable
+from drm_ingest.exchange.mapping import LINE, Columns, Unmappable
 from drm_ingest.exchange.refused import ErrorFile, LineCode, Refused, ShareMax, Stopped
 from drm_ingest.postgres.bulk_parties import Meanwhile
 from drm_ingest.postgres.pool import PASSING
@@ -76,7 +76,8 @@ def sort(reader: Reads[Wanted], desk: Desk, lines: Sequence[Line]) -> tuple[list
         try:
             if line.row is None:
                 raise Refused(LineCode.UNREADABLE, line.wrong)
-            wanted.append((line, reader.read(desk.columns.fields(line.row))))
+            row = {**line.row, LINE: line.number} if desk.columns.wants_line else line.row
+            wanted.append((line, reader.read(desk.columns.fields(row))))
         except Unmappable as error:
             refused.append((line.number, line.original, Refused(LineCode.UNMAPPABLE, error.reason, error.pointer)))
         except Refused as why:

@@ -3,7 +3,7 @@
 Meanwhile   another took a reference between looking and writing: nothing was changed, look again
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -161,10 +161,22 @@ async def bring(
         changed = {row["party"] for row in await db.fetch(_SAID + _SAY, *said, asserted_by)} if said[0] else set()
     else:
         changed = {row["party"] for row in await db.fetch(_SAID + _NEWS, *said)} if said[0] else set()
-    for number, found in enumerate(plan.of_line):
-        if found is not None and plan.became[number] == "same" and found.id in changed and wanted[number].values:
-            plan.became[number] = "changed"
+    _tell_changed(wanted, plan, changed)
     return plan.became
+
+
+def _tell_changed(wanted: Sequence[Wanted], plan: _Plan, changed: Collection[UUID]) -> None:
+    """Of the lines about a party whose attributes changed, those that say what no line before them did."""
+    new = set(plan.new)
+    said: dict[Found, set[tuple[str, str, str | None]]] = {}
+    for number, (line, found) in enumerate(zip(wanted, plan.of_line, strict=True)):
+        if found is None or not line.values or not (found in new or found.id in changed):
+            continue
+        before = said.setdefault(found, set())
+        says = {(line.origin, name, value) for name, value in line.values.items()}
+        if plan.became[number] == "same" and not says <= before:
+            plan.became[number] = "changed"
+        before |= says
 
 
 async def _known(db: asyncpg.Connection, wanted: Sequence[Wanted], *, lock: bool) -> dict[Reference, Found]:

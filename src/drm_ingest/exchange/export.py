@@ -1,0 +1,143 @@
+"""`drm-ingest export`: everything there is as Parquet, a month of events after the other."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import orjson
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from drm_ingest.exchange import parquet
+from drm_ingest.postgres import unload
+from drm_ingest.postgres.pool import PASSING, connect
+from drm_ingest.settings import Settings
+
+WHAT = ("events", "parties", "relationships", "devices")
+INTERRUPTED = 130
+_TABLES = {
+    "parties": (unload.PARTIES, parquet.PARTIES),
+    "relationships": (unload.RELATIONSHIPS, parquet.RELATIONSHIPS),
+    "devices": (unload.DEVICES, parquet.DEVICES),
+}
+
+
+class Noted:
+    """Which parts of an export are done, in its folder; one that was interrupted goes on behind them."""
+
+    def __init__(self, folder: Path, database: str) -> None:
+        self._path = folder / "_export.json"
+        self._of = hashlib.sha256(database.encode()).hexdigest()[:16]
+        self.done: dict[str, Mapping[str, int]] = {}
+        self.began_at = datetime.now(UTC).isoformat()
+        try:
+            note = orjson.loads(self._path.read_bytes())
+            if not note["complete"] and (note["format"], note["of"]) == (parquet.FORMAT, self._of):
+                self.done, self.began_at = note["parts"], note["began_at"]
+        except (OSError, ValueError, LookupError, TypeError):
+            pass
+
+    def note(self, part: str, rows: Mapping[str, int], *, complete: bool = False) -> None:
+        """Note what a part has, by file."""
+        if part:
+            self.done[part] = rows
+        fresh = self._path.with_name("._export.json.new")
+        said = {"format": parquet.FORMAT, "of": self._of, "began_at": self.began_at, "complete": complete,
+                "parts": self.done}  # fmt: skip
+        fresh.write_bytes(orjson.dumps(said, option=orjson.OPT_INDENT_2))
+        fresh.replace(self._path)
+
+
+def run_export(
+    settings: Settings, folder: Path, what: Sequence[str], since: datetime | None, until: datetime | None
+) -> int:
+    """Export, telling a person how far it is; return the exit code."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    noted = Noted(folder, settings.postgres_dsn.get_secret_value().rpartition("@")[2])
+    if noted.done:
+        console.print(f"Going on behind {len(noted.done)} parts of the export that began at {noted.began_at}.")
+    columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, TextColumn("{task.fields[rows]:,} rows"), console=console) as bars:
+            bar = bars.add_task("export", total=None, rows=0)
+
+            def tell(part: str, parts: int, done: int, rows: int) -> None:
+                bars.update(bar, description=part, total=parts, completed=done)
+                bars.advance(bar, 0)
+                bars.update(bar, rows=bars.tasks[0].fields["rows"] + rows)
+
+            asyncio.run(_export(settings, folder, what, (since, until), noted, tell))
+    except PASSING as error:
+        console.print(f"stopped: {error}; the same command goes on behind what is done", style="red", markup=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on behind what is done", style="red", markup=False)
+        return INTERRUPTED
+    rows = sum(sum(files.values()) for files in noted.done.values())
+    files = sum(len(files) for files in noted.done.values())
+    console.print(f"{rows:,} rows in {files:,} files in {folder}", markup=False)
+    return 0
+
+
+async def _export(
+    settings: Settings,
+    folder: Path,
+    what: Sequence[str],
+    between: tuple[datetime | None, datetime | None],
+    noted: Noted,
+    tell: Callable[[str, int, int, int], None],
+) -> None:
+    db = await connect(settings, "drm export")
+    try:
+        months = [month for month in await unload.months(db) if _within(month, between)] if "events" in what else []
+        tables = [table for table in _TABLES if table in what]
+        parts: list[tuple[str, Any]] = [(table, None) for table in tables]
+        parts += [(f"events {starts:%Y-%m}", (starts, ends)) for starts, ends in months]
+        for number, (part, month) in enumerate(parts):
+            tell(part, len(parts), number, 0)
+            if part in noted.done:
+                continue
+
+            def on_rows(count: int, part: str = part, number: int = number) -> None:
+                tell(part, len(parts), number, count)
+
+            rows = await (_table(db, folder, part, on_rows) if month is None else _month(db, folder, month, on_rows))
+            noted.note(part, rows)
+        tell("done", len(parts), len(parts), 0)
+        noted.note("", {}, complete=True)
+    finally:
+        db.terminate() if db.is_in_transaction() else await db.close()
+
+
+def _within(month: tuple[datetime, datetime], between: tuple[datetime | None, datetime | None]) -> bool:
+    since, until = between
+    return (since is None or month[1] > since) and (until is None or month[0] < until)
+
+
+async def _table(db: asyncpg.Connection, folder: Path, table: str, on_rows: Callable[[int], None]) -> dict[str, int]:
+    query, schema = _TABLES[table]
+    written = parquet.whole(folder / table / "part-0.parquet", schema, table)
+    try:
+        async for rows in unload.rows(db, query):
+            written.add(rows)
+            on_rows(len(rows))
+    except BaseException:
+        written.abandon()
+        raise
+    written.finish()
+    return {f"{table}/part-0.parquet": written.rows}
+
+
+async def _month(
+    db: asyncpg.Connection, folder: Path, month: tuple[datetime, datetime], on_rows: Callable[[int], None]
+) -> Mapping[str, int]:
+    with parquet.Partitioned(folder / "events", f"{month[0]:%Y-%m}") as files:
+        async for rows in unload.rows(db, unload.EVENTS, *month):
+            files.add(rows)
+            on_rows(len(rows))
+    return {f"events/{name}": count for name, count in files.rows.items()}

@@ -1,0 +1,123 @@
+"""What is exported is read back by what people read it with, whole and with its schema versions."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import asyncpg
+import duckdb
+import pandas as pd
+
+from drm_ingest.exchange.parquet import metadata_of
+
+STATUS, ODD = "device.status", "Ünknown/type=x"
+
+
+def export(folder: Path, environment: Mapping[str, str], *options: str) -> str:
+    command = [sys.executable, "-m", "drm_ingest", "export", str(folder), *options]
+    done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+async def store(db: asyncpg.Connection, type_: str, at: datetime, version: str | None, data: str | None) -> None:
+    await db.execute(
+        "insert into event "
+        "(occurred_at, received_at, content_hash, subject, source, id, type, time_quality, sender, dataschema, data) "
+        "values ($1, $1, gen_random_uuid(), 'm-1', '', gen_random_uuid()::text, $2, 'sent', 'x', $3, $4)",
+        at, type_, version, data,
+    )  # fmt: skip
+    await db.execute(
+        "insert into subject_day (day, events, last_at, last_hash, subject, type) "
+        "values ($1, 1, $2, gen_random_uuid(), 'm-1', $3) on conflict do nothing",
+        at.date(), at, type_,
+    )  # fmt: skip
+
+
+async def fill(db: asyncpg.Connection) -> None:
+    for day in range(1, 29):
+        await store(db, STATUS, datetime(2026, 3, day, tzinfo=UTC), "1.0" if day % 2 else "1.1", f'{{"n": {day}}}')
+    await store(db, STATUS, datetime(2026, 4, 1, tzinfo=UTC), None, None)
+    await store(db, ODD, datetime(2026, 4, 1, tzinfo=UTC), None, '{"ä": 1}')
+    party = await db.fetchval("insert into party (kind, name) values ('customer', 'Ada') returning id")
+    await db.execute("insert into party_ref (namespace, ref, party) values ('crm', '1', $1)", party)
+    await db.execute(
+        "insert into party_attribute (party, name, origin, value, said_at, asserted_by) "
+        "values ($1, 'city', 'crm', '\"Lund\"', now(), 'x')",
+        party,
+    )
+    await db.execute(
+        "insert into relationship (subject, role, party, exclusive, subject_kind, party_kind, valid) "
+        "values ('m-1', 'owner', $1, true, 'device', 'customer', tstzrange('2026-03-01Z', null))",
+        party,
+    )
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+async def test_an_export_is_read_back_by_duckdb_and_pandas(
+    db: asyncpg.Connection, environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    await fill(db)
+    folder = tmp_path / "out"
+    assert "32 rows in 6 files" in export(folder, environment)
+    names = files_in(folder)
+    assert names == [
+        "_export.json",
+        "devices/part-0.parquet",
+        "events/type=%C3%9Cnknown%2Ftype%3Dx/month=2026-04/part-0.parquet",
+        f"events/type={STATUS}/month=2026-03/part-0.parquet",
+        f"events/type={STATUS}/month=2026-04/part-0.parquet",
+        "parties/part-0.parquet",
+        "relationships/part-0.parquet",
+    ]
+    with duckdb.connect() as sql:
+        events = f"read_parquet('{folder}/events/*/*/*.parquet', hive_partitioning = true)"
+        counted = sql.sql(f"select month, count(*), sum((data::json ->> 'n')::int) from {events} group by 1 order by 1")
+        assert counted.fetchall() == [("2026-03", 28, sum(range(1, 29))), ("2026-04", 2, None)]
+        owned = sql.sql(
+            f"select name, role, subject from read_parquet('{folder}/relationships/*.parquet') as relation "
+            f"join read_parquet('{folder}/parties/*.parquet') as party on party.id = relation.party"
+        )
+        assert owned.fetchall() == [("Ada", "owner", "m-1")]
+    march = pd.read_parquet(folder / names[3])
+    assert march["occurred_at"].min() == pd.Timestamp("2026-03-01", tz="UTC")
+    assert len(march) == 28
+    (ada,) = pd.read_parquet(folder / "parties").to_dict("records")
+    assert (json.loads(ada["refs"]), json.loads(ada["attributes"])[0]["value"]) == ({"crm": ["1"]}, "Lund")
+    said = metadata_of(folder / names[3])
+    assert said == {
+        "drm.format": "1", "drm.table": "event", "drm.type": STATUS, "drm.month": "2026-03", "drm.rows": "28",
+        "drm.schema-versions": '["1.0","1.1"]',
+    }  # fmt: skip
+
+
+async def test_an_export_repeated_replaces_every_file_and_one_interrupted_goes_on_behind_what_is_done(
+    db: asyncpg.Connection, environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    await fill(db)
+    folder = tmp_path / "out"
+    export(folder, environment)
+    first = files_in(folder)
+    await db.execute("update event set type = $1 where occurred_at < '2026-03-15Z'", "device.fault")
+    assert "32 rows in 7 files" in export(folder, environment)
+    assert "events/type=device.fault/month=2026-03/part-0.parquet" in files_in(folder)
+    await db.execute("delete from event where type = 'device.fault'")
+    assert "18 rows in 6 files" in export(folder, environment)
+    assert files_in(folder) == first  # what is gone is not there twice
+    interrupt(folder, done=("events 2026-03",))
+    await db.execute("delete from event")
+    assert "Going on behind 1 parts" in export(folder, environment)
+    assert f"events/type={STATUS}/month=2026-04/part-0.parquet" in files_in(folder), "dropped events stay exported"
+
+
+def interrupt(folder: Path, done: tuple[str, ...]) -> None:
+    """Leave the note as it is once these parts are done and nothing else."""
+    note = json.loads((folder / "_export.json").read_text())
+    note |= {"complete": False, "parts": {part: note["parts"][part] for part in done}}
+    (folder / "_export.json").write_text(json.dumps(note))
