@@ -30,9 +30,9 @@ go by `write.py` to Kafka (`tally.py` counts them), and only when Kafka has ackn
 
 Other systems **exchange** files with it: `cli.py` has the commands, and `command.py` imports one. `lines.py` reads it,
 `mapping.py` makes fields of its columns, and `taking.py` takes them, many in a transaction, noting in `checkpoint.py`
-how far it is; what is not taken is kept with its reason (`refused.py`, `fields.py`). A
-line is one of `parties.py`, `devices.py`, `relationships.py` or `events.py`; events go to the edge like live ones, in a
-lane that yields to them (`pace.py`). `export.py` writes all of it out again, into the files of `parquet.py`.
+how far it is; what is not taken is kept with its reason (`refused.py`, `fields.py`). A line is one of `parties.py`,
+`devices.py`, `relationships.py` or `events.py`; events go to the edge like live ones, in a lane that yields to them
+(`pace.py`). `export.py` writes all of it out again, into the files of `parquet.py`.
 
 **Kafka** keeps it. `topics.py` names the topics: the ingress topic holds the event's own bytes, with the facts of its
 receipt (`event.py`) in headers. `writer.py` appends it to a batch (`batch.py`) of the partition that its subject hashes
@@ -78,7 +78,7 @@ record is about, and when, `record/tally.py` counts what happened then, `record/
 beside that, and `record/rare.py` looks at faults, ratings and visits one by one, for `record/sold.py` (of a vendor),
 `record/serviced.py` (of a partner), `record/cared_for.py` (of an employee) and `record/supplied.py` (of a supplier).
 `record/timeline.py` tells it all in one order, and `fates.py` what became of a single event. `bulk_parties.py`,
-`bulk_devices.py` and `bulk_relations.py` have the same rules for many at once. Each process has the rights of its own
+`bulk_devices.py` and `bulk_relations.py` have the same rules for many at once; `unload.py` hands all of it out. Each process has the rights of its own
 role and no others (`roles.py`).
 
 **serve** shows it to people and their programs. `app.py` opens the rooms. `requests.py` gives each request an id and a
