@@ -16,6 +16,24 @@ comment on column claim_code.hash is 'SHA-256 of the device and the code; the co
 comment on column claim_code.guesses is 'Wrong codes that were tried on it; after so many it is dead.';
 comment on column claim_code.relationship is 'The relation that it began; null while it was not used.';
 
+-- Hand-overs ------------------------------------------------------------------------------------------------------------
+
+create table hand_over (
+    id           uuid primary key default uuidv7(),
+    device       text collate "C" not null references device,
+    at           timestamptz not null,
+    givers       uuid[] not null,
+    takers       uuid[] not null,
+    everybody    boolean not null,
+    begun        uuid not null,
+    recorded_at  timestamptz not null
+);
+comment on table hand_over is
+    'When a device went from one owner to the next: a sign-in of before we knew, however late we hear of it, ends there.';
+comment on column hand_over.everybody is 'All others stopped using it too.';
+comment on column hand_over.begun is 'The relation of the next owner; where it begins at another time by now, this says nothing.';
+create index hand_over_device on hand_over (device);
+
 -- Replacements, in two times: at is when it was done, recorded when we knew ----------------------------------------------
 
 alter table role add column goes_on boolean not null default true;
@@ -58,4 +76,5 @@ comment on column device_replacement_relation.version is 'The one that it wrote,
 comment on column device_replacement_relation.begun is 'On the new device; null where the party held that role there already.';
 
 grant select, insert, update on claim_code, device_replacement to drm_serve;
-grant select, insert on device_replacement_relation to drm_serve;
+grant select, insert on device_replacement_relation, hand_over to drm_serve;
+grant select on hand_over to drm_attach;

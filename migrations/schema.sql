@@ -251,6 +251,23 @@ COMMENT ON COLUMN public.fleet_key.thumbprint IS 'RFC 7638; once registered a ke
 
 COMMENT ON COLUMN public.fleet_key.identities IS 'Whether its devices may send identity.* events; for parties they never speak.';
 
+CREATE TABLE public.hand_over (
+    id uuid DEFAULT uuidv7() NOT NULL,
+    device text NOT NULL COLLATE pg_catalog."C",
+    at timestamp with time zone NOT NULL,
+    givers uuid[] NOT NULL,
+    takers uuid[] NOT NULL,
+    everybody boolean NOT NULL,
+    begun uuid NOT NULL,
+    recorded_at timestamp with time zone NOT NULL
+);
+
+COMMENT ON TABLE public.hand_over IS 'When a device went from one owner to the next: a sign-in of before we knew, however late we hear of it, ends there.';
+
+COMMENT ON COLUMN public.hand_over.everybody IS 'All others stopped using it too.';
+
+COMMENT ON COLUMN public.hand_over.begun IS 'The relation of the next owner; where it begins at another time by now, this says nothing.';
+
 CREATE TABLE public.identity_event (
     key uuid NOT NULL,
     subject text NOT NULL COLLATE pg_catalog."C",
@@ -638,6 +655,9 @@ ALTER TABLE ONLY public.fleet_key
 ALTER TABLE ONLY public.fleet_key
     ADD CONSTRAINT fleet_key_thumbprint_key UNIQUE (thumbprint);
 
+ALTER TABLE ONLY public.hand_over
+    ADD CONSTRAINT hand_over_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY public.identity_event
     ADD CONSTRAINT identity_event_pkey PRIMARY KEY (key);
 
@@ -728,6 +748,8 @@ CREATE INDEX event_default_subject_occurred_at_idx1 ON public.event_default USIN
 
 CREATE INDEX fleet_key_sender ON public.fleet_key USING btree (sender);
 
+CREATE INDEX hand_over_device ON public.hand_over USING btree (device);
+
 CREATE INDEX identity_event_due ON public.identity_event USING btree (subject) INCLUDE (recorded_at) WHERE due;
 
 CREATE INDEX identity_event_ref ON public.identity_event USING btree (namespace, ref);
@@ -801,6 +823,9 @@ ALTER TABLE ONLY public.device_replacement_relation
 
 ALTER TABLE ONLY public.fleet_key
     ADD CONSTRAINT fleet_key_sender_fkey FOREIGN KEY (sender) REFERENCES public.sender(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY public.hand_over
+    ADD CONSTRAINT hand_over_device_fkey FOREIGN KEY (device) REFERENCES public.device(subject);
 
 ALTER TABLE ONLY public.party_attribute
     ADD CONSTRAINT party_attribute_party_fkey FOREIGN KEY (party) REFERENCES public.party(id) ON DELETE CASCADE;

@@ -339,6 +339,28 @@ async def test_what_a_person_changed_stays_as_they_said_whatever_comes_late_and_
     assert await relations(office) == sorted(left + others, key=str)
 
 
+@pytest.mark.parametrize(("users", "third"), [("owner", None), ("all", 4)])
+async def test_a_sign_in_of_before_a_hand_over_ends_with_it_however_late_it_comes(
+    attached: Bench, office: httpx.AsyncClient, users: str, third: float | None
+) -> None:
+    ada, bo, _ = [await register(office, name) for name in ("crm:1", "crm:2", "crm:3")]
+    await begin(office, ada, "owner", -9, None)
+    body = {"from": ada, "to": bo, "at": (NOON + 4 * HOUR).isoformat(), "users": users}
+    assert (await office.post("/v1/devices/tablet-1/hand-over", json=body)).status_code == 201
+    later = datetime.now(UTC) + 2 * HOUR
+    async with attached.attaching():
+        await attached.put(
+            linked(NOON, "crm:1"), linked(NOON + 5 * HOUR, "crm:1"), linked(NOON, "crm:2"), linked(NOON, "crm:3"),
+            linked(later, "crm:1"), family="identity",
+        )  # fmt: skip
+        await nothing_due(attached, 5)
+    users_of = [row for row in await relations(office) if row[0] == "user"]
+    assert users_of == sorted([
+        ("user", "crm:1", 0, 4), ("user", "crm:1", hours(later.isoformat()), None), ("user", "crm:2", 0, None),
+        ("user", "crm:3", 0, third),
+    ], key=str)  # fmt: skip
+
+
 # -- bad days --
 
 

@@ -60,7 +60,8 @@ class Done:
 async def hand_over(db: asyncpg.Connection, order: HandOver) -> Done:
     """End what the owner holds as owner and user at one time, and begin the next one's; return what there is now.
 
-    Parties linked with the owner are the owner. The code of the device is dead from then on: the old owner may have it.
+    Parties linked with the owner are the owner. What identity events say of their use until now ends then too, whenever
+    they come. The code of the device is dead from then on: the old owner may have it.
 
     Raises:
         NotTheOwner, OneParty, HeldAlready, EmptyRange: and nothing was changed.
@@ -90,6 +91,11 @@ async def hand_over(db: asyncpg.Connection, order: HandOver) -> Done:
         claim = Claim(order.device, "owner", order.taker, at, None, order.asserted_by, order.reason)
         begun, _ = await relate.begin(db, claim, locked)
         await claims.revoke(db, order.device, now)
+        await db.execute(
+            "insert into hand_over (device, at, givers, takers, everybody, begun, recorded_at) "
+            "values ($1, $2, $3, $4, $5, $6, $7)",
+            order.device, at, givers, takers, order.everybody, begun["id"], now,
+        )  # fmt: skip
         return Done([row for row in ended if row], begun, await _using(db, order.device, at, takers), True)
 
 

@@ -174,7 +174,8 @@ select id, version, role, party, lower(valid) as valid_from, upper(valid) as val
 from relationship where subject = $1 and upper_inf(recorded)
 """
 
-# A person cannot have spoken of what came after. But of when it began they have, even where that is still to come.
+# A person cannot have spoken of what came after: neither of a relation, nor when handing a device over. But of when a
+# relation began they have, even where that is still to come.
 _WORDS = """
 select role, party, lower(valid) as starts,
        coalesce(upper(valid), greatest(upper(recorded), lower(valid) + interval '1 microsecond')) as ends
@@ -184,6 +185,16 @@ from relationship was left join lateral (
 where subject = $1 and was.derived and not upper_inf(recorded) and coalesce(not next.derived, exists (
     select from relationship_change
     where relationship = was.id and version = was.version and change = 'withdrawn' and not detail ? 'derived'))
+union all
+select 'user', party, hand_over.at, greatest(hand_over.at, hand_over.recorded_at)
+from hand_over cross join lateral (
+    select unnest(givers)
+    union
+    select coalesce(party_ref.party, said.party) from identity_event said left join party_ref using (namespace, ref)
+    where everybody and said.subject = hand_over.device
+) as stopped (party)
+where device = $1 and party <> all (takers) and exists (
+    select from relationship where id = hand_over.begun and upper_inf(recorded) and lower(valid) = hand_over.at)
 """
 
 
