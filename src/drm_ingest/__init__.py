@@ -40,7 +40,7 @@ to (`partition.py`); `cluster.py` knows who leads that partition, `leader.py` se
 `produce.py` lays the request out. `connection.py` is how every client of ours connects. On the way out `group.py` is
 our membership in a consumer group, `buffers.py` shares out what was fetched, and `reader.py` hands it to a worker and
 commits only what the worker says is durable. What can go no further is kept with its reason by `dead_letters.py`.
-`tail.py` shows people what passes.
+`tail.py` shows people what passes (`show.py`: how it looks).
 
 The **pipeline** gives it meaning. `command.py` runs its two workers, and `splice.py` adds attributes to an event's
 bytes without touching what the sender wrote; `brake.py` stops a worker where too many events fail. `enrich/worker.py`

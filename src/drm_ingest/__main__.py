@@ -349,9 +349,12 @@ def send(
 @cli.command()
 def tail(
     type_: Annotated[
-        str, typer.Argument(metavar="TYPE", help="A type, a family of types, `unclassified` or `dead-letters`.")
+        str,
+        typer.Argument(
+            metavar="TYPE", help="A type, a family of types, `unclassified`, `dead-letters` or `relationship-changes`."
+        ),
     ],
-    subject: Annotated[str | None, typer.Option(help="Only events about this device.")] = None,
+    subject: Annotated[str | None, typer.Option(help="Only what is about this device.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
     timeout: Annotated[
         float | None,
@@ -363,7 +366,7 @@ def tail(
         typer.Option("--ndjson/--pretty", help="For programs or for people. Default: people on a terminal."),
     ] = None,
 ) -> None:
-    """Show enriched events as they arrive in Kafka, or what was set aside and why. It disturbs nobody.
+    """Show enriched events as they arrive in Kafka, what was set aside and why, or what changed in records.
 
     Example: drm-ingest tail device.measurement --subject meter-7 --from-beginning
     """
@@ -372,6 +375,7 @@ def tail(
 
     from rich.console import Console
 
+    from drm_ingest.kafka import show as looks
     from drm_ingest.kafka import tail as look
     from drm_ingest.kafka.connection import KafkaUnreachable
     from drm_ingest.schema import BadSchema, Schemas
@@ -393,9 +397,11 @@ def tail(
     try:
         wanted = look.Wanted.of(settings, Schemas.load(settings.schemas_dir), type_, subject)
         if wanted.dead_letters:
-            show = look.dead_letters_as_lines(write) if ndjson else look.dead_letters_as_text(console)
+            show = looks.dead_letters_as_lines(write) if ndjson else looks.dead_letters_as_text(console)
+        elif wanted.changes:
+            show = looks.as_lines(write) if ndjson else looks.changes_as_text(console)
         else:
-            show = look.as_lines(write) if ndjson else look.as_text(console)
+            show = looks.as_lines(write) if ndjson else looks.as_text(console)
         if wanted.unclassified:
             typer.echo(f"{type_} has no schema; its events are looked for in {wanted.topic}", err=True)
         shown = asyncio.run(

@@ -156,7 +156,9 @@ class Metrics:
     )
     relayed = _counter(_ATTACH, "drm_relationship_changes_published", "Changes of relations published, repeats too.")
     relay_lag_seconds = _gauge(
-        _ATTACH, "drm_relationship_changes_lag_seconds", "How long the oldest change not published has been waiting."
+        _ATTACH,
+        "drm_relationship_changes_lag_seconds",
+        "How long the oldest change not published waits, or none could be.",
     )
     fenced = _counter(_ATTACH, "drm_fenced", "Batches rolled back because another worker owns the partition.")
 

@@ -1,22 +1,18 @@
-"""Show enriched events as they arrive: `drm-ingest tail`. It joins no group, commits nothing and disturbs nobody."""
+"""Show what arrives in a topic: `drm-ingest tail`. It joins no group, commits nothing and disturbs nobody."""
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from time import monotonic
 
-import orjson
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
-from rich.console import Console
-from rich.text import Text
 
-from drm_ingest.event import Enrichment
+from drm_ingest.event import PARTY_PREFIX
 from drm_ingest.kafka.connection import KafkaUnreachable, connection, stop
-from drm_ingest.kafka.dead_letters import reason_of, replayed_offset
+from drm_ingest.kafka.dead_letters import replayed_offset
 from drm_ingest.kafka.partition import murmur2
+from drm_ingest.kafka.show import Show, change_of, event_of
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.schema import UNCLASSIFIED, Schemas
 from drm_ingest.settings import Settings
@@ -25,8 +21,7 @@ RECORDS_MAX = 500
 POLL_S = 0.2
 
 DEAD_LETTERS = "dead-letters"
-
-Show = Callable[[ConsumerRecord], None]
+RELATIONSHIP_CHANGES = "relationship-changes"
 
 
 class NothingToTail(Exception):
@@ -43,10 +38,12 @@ class Wanted:
 
     @classmethod
     def of(cls, settings: Settings, schemas: Schemas, name: str, subject: str | None) -> "Wanted":
-        """`name` is a type, a family, `unclassified` or `dead-letters`.
+        """`name` is a type, a family, `unclassified`, `dead-letters` or `relationship-changes`.
 
-        A type without a schema is looked for in `unclassified`.
+        A type without a schema is looked for in `unclassified`. Of changes `subject` is the device or `party:<id>`.
         """
+        if name == RELATIONSHIP_CHANGES:
+            return cls(Topics.of(settings).relationship_changes, None, subject)
         if name == DEAD_LETTERS:
             return cls(Topics.of(settings).dead_letters, None, subject)
         if name in schemas.families:
@@ -59,6 +56,19 @@ class Wanted:
         return self.topic.endswith(f".{DEAD_LETTERS}")
 
     @property
+    def changes(self) -> bool:
+        """Whether it is what changed in records, which has the party as its key and not what the relation is on."""
+        return self.topic.endswith(f".{RELATIONSHIP_CHANGES}")
+
+    @property
+    def key(self) -> bytes | None:
+        """The key of all that is wanted; None: there are several."""
+        if self.changes and self.subject is not None:
+            _, of_party, party = self.subject.partition(PARTY_PREFIX)
+            return party.encode() if of_party else None
+        return None if self.subject is None else self.subject.encode()
+
+    @property
     def unclassified(self) -> bool:
         """Whether it is a type that has no schema."""
         return self.type is not None and self.topic.endswith(f".{UNCLASSIFIED}")
@@ -67,9 +77,11 @@ class Wanted:
         """Whether to show it."""
         if self.dead_letters and replayed_offset(record) is not None:
             return False
-        if self.subject is not None and record.key != self.subject.encode():
+        if self.key is not None and record.key != self.key:
             return False
-        return self.type is None or _event(record).get("type") == self.type
+        if self.changes and self.key is None and self.subject is not None:
+            return change_of(record).get("subject") == self.subject
+        return self.type is None or event_of(record).get("type") == self.type
 
 
 async def tail(
@@ -117,8 +129,8 @@ async def tail(
 async def _partitions(consumer: AIOKafkaConsumer, wanted: Wanted, settings: Settings) -> list[TopicPartition]:
     if wanted.topic not in await consumer.topics():
         raise NothingToTail(f"there is no topic {wanted.topic}; run `drm-ingest topics`, or see DRM_TOPIC_PREFIX")
-    if wanted.subject is not None:
-        return [TopicPartition(wanted.topic, murmur2(wanted.subject.encode()) % settings.topic_partitions)]
+    if wanted.key is not None:
+        return [TopicPartition(wanted.topic, murmur2(wanted.key) % settings.topic_partitions)]
     return [TopicPartition(wanted.topic, number) for number in range(settings.topic_partitions)]
 
 
@@ -146,84 +158,3 @@ async def _records(consumer: AIOKafkaConsumer, until: float | None) -> AsyncIter
 
 def _written_at(record: ConsumerRecord) -> tuple[int, int]:
     return record.timestamp, record.offset
-
-
-# -- how it looks -------------------------------------------------------------------------------------------------
-
-
-def as_lines(write: Callable[[bytes], object]) -> Show:
-    """Return how events are shown to programs: one JSON document a line, as it is in Kafka."""
-
-    def show(record: ConsumerRecord) -> None:
-        value = record.value or b""
-        write((value.replace(b"\n", b" ") if b"\n" in value else value) + b"\n")
-
-    return show
-
-
-def dead_letters_as_lines(write: Callable[[bytes], object]) -> Show:
-    """Return how dead letters are shown to programs: key, reason and value as text, one JSON document a line."""
-
-    def show(record: ConsumerRecord) -> None:
-        write(orjson.dumps({"key": _text(record.key), **reason_of(record), "value": _text(record.value)}) + b"\n")
-
-    return show
-
-
-def dead_letters_as_text(console: Console) -> Show:
-    """Return how dead letters are shown to people: when, who and why; where it was read; what it was."""
-
-    def show(record: ConsumerRecord) -> None:
-        reason = reason_of(record)
-        set_aside = datetime.fromtimestamp(record.timestamp / 1000, UTC)
-        head = Text(f"{set_aside:%Y-%m-%dT%H:%M:%SZ}  ")
-        head.append(_text(record.key), style="bold cyan")
-        head.append(f"  {reason.get('code', '')}", style="bold red")
-        console.print(head, soft_wrap=True)
-        said = "  ".join(reason[name] for name in ("pointer", "detail") if name in reason)
-        if said:
-            console.print(Text(f"  {said}"), soft_wrap=True)
-        origin = "{topic}/{partition}/{offset}".format_map(defaultdict(lambda: "?", reason))
-        console.print(
-            Text(f"  set aside by {reason.get('stage', '?')}, read from {origin}", style="dim"), soft_wrap=True
-        )
-        console.print(Text(f"  {_text(record.value)}"), soft_wrap=True)
-
-    return show
-
-
-def _text(value: bytes | None) -> str:
-    """Return text; bytes that are not UTF-8 become escapes."""
-    return (value or b"").decode("utf-8", "backslashreplace")
-
-
-def as_text(console: Console) -> Show:
-    """Return how events are shown to people: when, who and what; the data; who held it and whatever else is known."""
-
-    def show(record: ConsumerRecord) -> None:
-        event = _event(record)
-        if not event:
-            console.print(Text(repr(record.value), style="red"))
-            return
-        head = Text(f"{event.get('occurredat', '')}  ")
-        head.append(str(event.get("subject", "")), style="bold cyan")
-        head.append(f"  {event.get('type', '')}", style="bold")
-        console.print(head, soft_wrap=True)
-        for name in ("data", "data_base64"):
-            if name in event:
-                console.print(Text(f"  {orjson.dumps(event[name]).decode()}"), soft_wrap=True)
-        known = [f"{name}={event[name]}" for name in _TOLD if name in event]
-        console.print(Text(f"  {'  '.join(known)}", style="dim"), soft_wrap=True)
-
-    return show
-
-
-_TOLD = ("id", "source", *(name for name in Enrichment.__struct_fields__ if name not in {"occurredat", "contenthash"}))
-
-
-def _event(record: ConsumerRecord) -> dict[str, object]:
-    try:
-        event = orjson.loads(record.value or b"")
-    except orjson.JSONDecodeError:
-        return {}
-    return event if isinstance(event, dict) else {}

@@ -8,6 +8,8 @@ again by the next: at least once, and whoever reads keeps the highest number of 
 
 import asyncio
 import contextlib
+import os
+import socket
 from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any
@@ -49,6 +51,12 @@ class Relay:
         self._tell_at = 0.0  # monotonic
         self._trouble: str | None = None
         self._failing_since: float | None = None  # monotonic
+        self._waiting_since: float | None = None  # the oldest change that is not published; monotonic
+        metrics.relay_lag_seconds.set_function(self._lag_s)
+
+    def _lag_s(self) -> float:
+        now = monotonic()
+        return now - min(self._failing_since or now, self._waiting_since or now)
 
     def unready(self) -> str | None:
         """Return why changes of relations are not published; None: they are, as far as it is ours."""
@@ -90,8 +98,9 @@ class Relay:
             self._mine = await outbox.become_relay(db, self._topic)
             if self._mine:
                 log.info("publishing changes of relations", topic=self._topic)
+        lag_s = await outbox.lag_s(db, self._topic)
+        self._waiting_since = monotonic() - lag_s if lag_s else None
         if not self._mine:
-            self._metrics.relay_lag_seconds.set(await outbox.lag_s(db, self._topic))
             if await outbox.end_silent_relay(db, self._topic, 3 * LOOK_S + self._settings.produce_deadline_s):
                 log.warning("ended the session of a relay that was silent", topic=self._topic)
             return LOOK_S
@@ -104,7 +113,7 @@ class Relay:
             await self._writer.write([self._outgoing(row) for row in found])
             await outbox.move(db, self._topic, at, found[-1]["number"])
             self._metrics.relayed.inc(len(found))
-        self._metrics.relay_lag_seconds.set(await outbox.lag_s(db, self._topic))
+            self._waiting_since = None
         return 0.0 if len(found) == CHANGES_MAX else self._settings.relay_poll_s
 
     def _outgoing(self, row: asyncpg.Record) -> Outgoing:
@@ -115,7 +124,9 @@ class Relay:
     async def _connected(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             self._mine = False
-            self._connection = await pool.connect(self._settings, "drm relay")
+            self._connection = await pool.connect(
+                self._settings, f"drm relay {socket.gethostname()[:24]} {os.getpid()}"
+            )
         return self._connection
 
     def _drop(self) -> None:
