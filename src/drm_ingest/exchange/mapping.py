@@ -276,6 +276,8 @@ def _as_they_are(row: Mapping[str, Any]) -> Any:
 
 def _json(value: Any) -> Any:
     """Return a value as JSON has it: of TOML and Parquet times become text."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, datetime):
         return time_of(value, None, ZoneInfo("UTC"))
     if isinstance(value, date):
@@ -284,4 +286,4 @@ def _json(value: Any) -> Any:
         return {str(name): _json(part) for name, part in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [_json(part) for part in value]
-    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
+    return value if isinstance(value, int | float | bool) or value is None else str(value)
