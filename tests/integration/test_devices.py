@@ -14,6 +14,7 @@ from tests.integration.test_records import DAY, HOUR, INSTANT, NOON, _text, get,
 from tests.integration.test_registry import refused
 from tests.integration.test_relations import change, history, listed
 
+from drm_ingest.postgres.replace import REPLACEMENTS
 from drm_ingest.settings import Settings
 
 DEVICE = "/v1/devices/meter-7"
@@ -542,6 +543,27 @@ async def test_replacements_and_changes_at_once_leave_no_circle_and_no_deadlock(
     for n in range(4):
         assert (await get(admin, f"/v1/devices/m-{n}"))["id"] == f"m-{n}"  # a circle would have no end
     assert await db.fetchval("select count(*) from device_replacement where upper_inf(recorded)") >= 1
+
+
+async def test_a_replacement_waits_for_one_under_way_and_then_sees_that_it_would_close_a_circle(
+    admin: httpx.AsyncClient, db: asyncpg.Connection
+) -> None:
+    await db.execute(
+        "insert into device (subject, registered_by) select 'm-' || n, 'event' from generate_series(0, 2) n"
+    )
+    async with db.transaction():
+        await db.execute("select pg_advisory_xact_lock($1)", REPLACEMENTS)
+        await db.execute(
+            "insert into device_replacement (device, by, at, asserted_by, recorded) "
+            "select 'm-' || n, 'm-' || n + 1, now(), 'office', tstzrange(now(), null) from generate_series(0, 1) n"
+        )
+        closing = asyncio.create_task(replace(admin, "m-0", "m-2"))
+        waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+        while not closing.done():
+            if await db.fetchval(waiting):
+                break
+            await asyncio.sleep(0.01)
+    refused(await closing, 422, "invalid_parameters")
 
 
 # -- who may ----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from drm_ingest.postgres.changes import Claim, Locked, Say, lock
 from drm_ingest.postgres.predecessors import PREDECESSORS_MAX, REPLACEMENT, predecessors, replaced_by
 from drm_ingest.postgres.relationships import ROW, relationship
 
-_REPLACEMENTS = 0x64726D_7265706C  # "drm" "repl": the advisory lock of whoever changes one; two could make a circle
+REPLACEMENTS = 0x64726D_7265706C  # "drm" "repl": the advisory lock of whoever changes one; two could make a circle
 
 
 class InLine(Exception):
@@ -124,7 +124,7 @@ async def undo(db: asyncpg.Connection, device: str, say: Say) -> Replacement | N
         Changed, HeldAlready: and nothing was changed.
     """
     async with db.transaction():
-        await db.execute("select pg_advisory_xact_lock($1)", _REPLACEMENTS)
+        await db.execute("select pg_advisory_xact_lock($1)", REPLACEMENTS)
         row = await replaced_by(db, device)
         if row is None:
             return None
@@ -153,7 +153,7 @@ async def undo(db: asyncpg.Connection, device: str, say: Say) -> Replacement | N
 
 async def _lock(db: asyncpg.Connection, *devices: str) -> Locked:
     """Lock the line of replacements and both devices, in order; return one time for all that is done."""
-    await db.execute("select pg_advisory_xact_lock($1)", _REPLACEMENTS)
+    await db.execute("select pg_advisory_xact_lock($1)", REPLACEMENTS)
     times = [await lock(db, device) for device in sorted(devices)]
     return max(now for now, _ in times), max(recorded_at for _, recorded_at in times)
 
