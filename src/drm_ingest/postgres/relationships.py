@@ -12,7 +12,7 @@ import asyncpg
 
 from drm_ingest.event import PARTY_PREFIX
 from drm_ingest.postgres.parties import find_party
-from drm_ingest.postgres.record.known import AT, RELATION, UNTIL, View
+from drm_ingest.postgres.record.known import AT, RELATION, STARTED, View
 
 ROW = """
 select id, version, subject, role, party, batch, lower(valid) as valid_from, upper(valid) as valid_to,
@@ -118,7 +118,7 @@ from (
            lower(valid) as valid_from, upper(valid) as valid_to,
            case when valid @> {AT} then 'now' when lower(valid) > {AT} then 'later' else 'before' end as holds
     from {RELATION} as relation join party on party.id = relation.party
-    where subject = $1 and valid && {UNTIL}
+    where subject = $1 and {STARTED}
 ) as told
 order by array_position(array['now', 'later', 'before'], holds),
          case when holds = 'before' then valid_to end desc, role, id

@@ -5,12 +5,12 @@ ABOUT   the subjects of events that this stands for, a party by all of its names
 SPAN    per subject the union of those ranges: disjoint, so an event counts once however many roles were held
 """
 
-from drm_ingest.postgres.record.known import CALLED, RELATION, UNTIL, kin
+from drm_ingest.postgres.record.known import CALLED, RELATION, STARTED, UNTIL, kin
 
 HELD = f"""
 held as materialized (
     select subject, subject_party as party, valid * {UNTIL} as valid from {RELATION} as relation
-    where party = any ($1::uuid[]) and valid && {UNTIL}
+    where party = any ($1::uuid[]) and {STARTED}
       and (subject_party is null or subject_party <> all ($1::uuid[]))  -- none to oneself, now that they are linked
 )"""
 

@@ -5,13 +5,13 @@ HELD      the devices that these owned or used in that time
 LENS      what was said by them and on these devices, while they were cared for
 """
 
-from drm_ingest.postgres.record.known import AT, CALLED, RELATION, UNTIL, kin
+from drm_ingest.postgres.record.known import AT, CALLED, RELATION, STARTED, UNTIL, kin
 from drm_ingest.postgres.record.rare import OPEN_FAULTS, RATINGS, lens
 
 CARED = f"""
 cared (party, valid) as materialized (
     select subject_party, valid * {UNTIL} from {RELATION} as relation
-    where party = any ($1::uuid[]) and role = 'cared_for_by' and valid && {UNTIL}
+    where party = any ($1::uuid[]) and role = 'cared_for_by' and {STARTED}
 ),
 {kin("cared")},
 person as (select party, (array_agg(same order by same))[1] as id from kin group by party)"""
@@ -33,10 +33,14 @@ listed as (
     select person.id, cared.party, valid from cared join person using (party) where person.id = any ($4::uuid[])
 ),
 device_of (id, subject, valid) as (
-    select listed.id, relation.subject, relation.valid * listed.valid
+    select listed.id, held.subject, held.valid * listed.valid
     from (select distinct listed.id, kin.same, listed.valid from listed join kin using (party)) as listed
-    join {RELATION} as relation on relation.party = listed.same
-    where subject_party is null and role in ('owner', 'user') and relation.valid && listed.valid
+    cross join lateral (
+        select subject, valid from {RELATION} as relation
+        where party = listed.same and subject_party is null and role in ('owner', 'user')
+        offset 0  -- one by one, by index
+    ) as held
+    where held.valid && listed.valid
 )"""
 
 SATISFACTION = f"""

@@ -30,22 +30,39 @@ class View:
 NOW = View()
 
 
-def _known(table: str) -> str:
+def _known(table: str, columns: str) -> str:
     # Both halves have partial indexes of their own; the second is not entered where nobody asks for it.
     return f"""(
-        select * from {table} where upper_inf(recorded) and ($3::timestamptz is null or lower(recorded) <= $3)
+        select {columns} from {table}
+        where upper_inf(recorded) and coalesce(lower(recorded) <= $3::timestamptz, true)
         union all
-        select * from {table}
-        where $3::timestamptz is not null and not upper_inf(recorded) and recorded @> $3::timestamptz
+        select {columns} from {table}
+        where $3::timestamptz is not null and not upper_inf(recorded)
+          and coalesce(lower(recorded) <= $3 and upper(recorded) > $3, false)
     )"""
 
 
-RELATION = _known("relationship")
-LINK = _known("party_link")
-REPLACED = _known("device_replacement")
+# A relation is found by its subject, its party or its id. Roles and times are written so that no index answers for
+# them: the planner would go through all of the one that holds the exclusion, which begins with other columns.
+RELATION = _known(
+    "relationship",
+    "id, version, subject, subject_party, subject_kind, role || '' as role, party, party_kind, batch, valid, recorded, "
+    "asserted_by, reason",
+)
+LINK = _known("party_link", "party, other")
+REPLACED = _known("device_replacement", "*")
 
 AT = "coalesce($2::timestamptz, now())"
 """When what is called current is."""
+
+STARTED = "coalesce(lower(valid) <= $2::timestamptz, true)"
+"""That a relation had begun then; without `as_of` always."""
+
+
+def holds(at: str) -> str:
+    """Return that a relation holds at a time."""
+    return f"(coalesce(lower(valid) <= {at}, true) and coalesce(upper(valid) > {at}, true))"
+
 
 UNTIL = "tstzrange(null, $2::timestamptz + interval '1 microsecond')"
 """All that had happened then; without `as_of` everything."""

@@ -1,7 +1,7 @@
 """What a record of any kind shows beside its counts: relations, devices, open faults, ratings."""
 
 from drm_ingest.postgres.record.about import ABOUT, SPAN
-from drm_ingest.postgres.record.known import AT, RELATION, UNTIL
+from drm_ingest.postgres.record.known import AT, RELATION, STARTED, UNTIL, holds
 from drm_ingest.postgres.record.rare import OPEN_FAULTS, RATINGS, lens
 
 # Those of the group on others, and those of others on the group; what holds first, then what is planned, then the past.
@@ -22,14 +22,14 @@ from (
         where subject = any (array(select 'party:' || id from unnest($1::uuid[]) as own (id)))
           and party <> all ($1::uuid[])
     ) as all_of_them
-    where valid && {UNTIL}
+    where {STARTED}
 ) as told
 order by array_position(array['now', 'later', 'before'], holds), lower(valid) desc nulls last, id
 limit greatest($4, 1)"""
 
 _HELD_NOW = f"""
 from {RELATION} as relation join device using (subject)
-where party = any ($1::uuid[]) and subject_party is null and valid @> {AT}"""
+where party = any ($1::uuid[]) and subject_party is null and {holds(AT)}"""
 DEVICES = f"""
 select subject, model, firmware,
        jsonb_agg(jsonb_build_object('role', role, 'party', party, 'relationship', relation.id,
@@ -38,13 +38,13 @@ select subject, model, firmware,
 {_HELD_NOW} group by subject, model, firmware order by subject limit $4"""
 DEVICES_NOW = f"select count(distinct subject) {_HELD_NOW}"
 
-RELATIONS_COUNT = f"select count(*) from {RELATION} as relation where party = any ($1::uuid[]) and valid && {UNTIL}"
+RELATIONS_COUNT = f"select count(*) from {RELATION} as relation where party = any ($1::uuid[]) and {STARTED}"
 
 # Of the devices held now, since they are held.
 _MINE = f"""
 mine as (
     select subject, valid * {UNTIL} as valid from {RELATION} as relation
-    where party = any ($1::uuid[]) and subject_party is null and valid && {UNTIL}
+    where party = any ($1::uuid[]) and subject_party is null and {STARTED}
 ), {lens("''", "mine", AT)}"""
 FAULTS = f"""
 with {_MINE}, {OPEN_FAULTS}

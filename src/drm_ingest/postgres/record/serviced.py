@@ -9,13 +9,13 @@ What lies outside of the service is not on the partner's record, so the days bef
 counted.
 """
 
-from drm_ingest.postgres.record.known import AT, CALLED, RELATION, UNTIL, kin
+from drm_ingest.postgres.record.known import AT, CALLED, RELATION, STARTED, UNTIL, kin
 from drm_ingest.postgres.record.rare import CONTACT, FAULTS, RATINGS, happened
 
 _SERVICED = f"""
 serviced as materialized (
     select subject, valid * {UNTIL} as valid from {RELATION} as relation
-    where party = any ($1::uuid[]) and role in ('serviced_by', 'installed_by') and valid && {UNTIL}
+    where party = any ($1::uuid[]) and role in ('serviced_by', 'installed_by') and {STARTED}
 )"""
 
 DEVICES = f"""
@@ -26,9 +26,13 @@ from serviced"""
 _VISITS = f"""{_SERVICED},
 service (subject, valid) as materialized (select subject, unnest(range_agg(valid)) from serviced group by subject),
 held_by (party, subject, valid) as materialized (
-    select relation.party, subject, relation.valid * service.valid
-    from service join {RELATION} as relation using (subject)
-    where role in ('owner', 'user') and relation.party <> all ($1::uuid[]) and relation.valid && service.valid
+    select held.party, service.subject, held.valid * service.valid
+    from service cross join lateral (
+        select party, valid from {RELATION} as relation
+        where subject = service.subject and role in ('owner', 'user') and party <> all ($1::uuid[])
+        offset 0  -- one by one, by index
+    ) as held
+    where held.valid && service.valid
 ),
 {kin("held_by")}, {CALLED},
 holder (called, subject, valid) as materialized (
@@ -43,7 +47,7 @@ agent (name) as materialized (
     select worker.name
     from (
         select distinct subject_party as id from {RELATION} as relation
-        where party = any ($1::uuid[]) and role = 'works_for' and valid && {UNTIL}
+        where party = any ($1::uuid[]) and role = 'works_for' and {STARTED}
     ) as employee cross join lateral (
         select employee.id::text as name
         union all

@@ -5,23 +5,26 @@ REACHED  the customers who owned one of them in that time, and those who bought 
 LENS     what was said by these customers and of these devices, while that was so
 """
 
-from drm_ingest.postgres.record.known import AT, CALLED, RELATION, UNTIL, kin
+from drm_ingest.postgres.record.known import AT, CALLED, RELATION, STARTED, UNTIL, kin
 from drm_ingest.postgres.record.rare import FAULTS_BY_CODE, OPEN_FAULTS, RATINGS, lens
 
 SOLD = f"""
 sold as materialized (
     select subject, valid * {UNTIL} as valid from {RELATION} as relation
-    where party = any ($1::uuid[]) and role = 'sold_by' and valid && {UNTIL}
+    where party = any ($1::uuid[]) and role = 'sold_by' and {STARTED}
 )"""
 
 REACHED = f"""{SOLD},
 reached (party, subject, valid) as materialized (
-    select relation.party, subject, relation.valid * sold.valid
-    from sold join {RELATION} as relation using (subject)
-    where role = 'owner' and party_kind = 'customer' and relation.valid && sold.valid
+    select owner.party, sold.subject, owner.valid * sold.valid
+    from sold cross join lateral (
+        select party, valid from {RELATION} as relation
+        where subject = sold.subject and role = 'owner' and party_kind = 'customer' offset 0  -- one by one, by index
+    ) as owner
+    where owner.valid && sold.valid
     union all
     select subject_party, null, valid * {UNTIL} from {RELATION} as relation
-    where party = any ($1::uuid[]) and role = 'buys_from' and subject_kind = 'customer' and valid && {UNTIL}
+    where party = any ($1::uuid[]) and role = 'buys_from' and subject_kind = 'customer' and {STARTED}
 ),
 {kin("reached")}"""
 

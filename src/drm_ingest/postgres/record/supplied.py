@@ -1,12 +1,12 @@
 """The record of a supplier: the devices with its parts, by role and batch, and which faults these have."""
 
-from drm_ingest.postgres.record.known import AT, RELATION, UNTIL
+from drm_ingest.postgres.record.known import AT, RELATION, STARTED, UNTIL
 from drm_ingest.postgres.record.rare import OPEN_FAULTS, lens
 
 _SUPPLIED = f"""
 supplied as materialized (
     select role, batch, subject, valid * {UNTIL} as valid from {RELATION} as relation
-    where party = any ($1::uuid[]) and role in ('made_by', 'parts_by') and valid && {UNTIL}
+    where party = any ($1::uuid[]) and role in ('made_by', 'parts_by') and {STARTED}
 )"""
 
 DEVICES = f"""

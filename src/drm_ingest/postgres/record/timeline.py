@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from drm_ingest.postgres import links
 from drm_ingest.postgres.record.about import ABOUT, SPAN
-from drm_ingest.postgres.record.known import AT, NOW, RELATION, UNTIL, View
+from drm_ingest.postgres.record.known import AT, NOW, RELATION, STARTED, View, holds
 from drm_ingest.postgres.record.tally import WHOLE_SUBJECT
 
 BEGUN, ENDED = "relationship.begun", "relationship.ended"
@@ -96,7 +96,7 @@ def subject_sql(wanted: Wanted) -> tuple[str, list[object]]:
 
 _ROLES = f"""case when page.relation is not null then array[page.relation ->> 'role'] else array(
     select distinct role from {RELATION} as relation
-    where subject = any (page.relation_subjects) and party = any ($1::uuid[]) and valid @> page.occurred_at
+    where subject = any (page.relation_subjects) and party = any ($1::uuid[]) and {holds("page.occurred_at")}
     order by role
 ) end"""
 
@@ -115,7 +115,7 @@ change as (
     cross join lateral (values
         (lower(valid), 1, '{BEGUN}'), (upper(valid), 0, '{ENDED}')
     ) as change (at, rank, type)
-    where valid && {UNTIL} and change.at <= {AT}
+    where {STARTED} and change.at <= {AT}
 )"""
 
 
