@@ -156,7 +156,7 @@ class Seen:
 def scores(satisfaction: dict[str, Any]) -> dict[str, dict[str, int]]:
     for answers in satisfaction.values():
         assert answers["answers"] == sum(answers["by_score"].values())
-        assert answers["first_at"] <= answers["last_at"]
+        assert datetime.fromisoformat(answers["first_at"]) <= datetime.fromisoformat(answers["last_at"])
     return {scale: answers["by_score"] for scale, answers in satisfaction.items()}
 
 

@@ -736,7 +736,8 @@ async def _expect_indexes(db: asyncpg.Connection, statement: str, *values: objec
             for node in _nodes(plan["Plan"])
             if "relationship" in node.get("Index Name", "")
         ]
-        assert [by for by in found_by if not re.search(r"\b(subject|party|id)\b[^&@<>]*= ", by)] == []
+        if statement != registry.UNCLAIMED:  # that goes along the index, beside the devices, and stops at its limit
+            assert [by for by in found_by if not re.search(r"\b(subject|party|id)\b[^&@<>]*= ", by)] == []
         events_read = sum(
             node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))
             for node in scans
