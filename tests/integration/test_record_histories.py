@@ -160,7 +160,7 @@ def scores(satisfaction: dict[str, Any]) -> dict[str, dict[str, int]]:
     return {scale: answers["by_score"] for scale, answers in satisfaction.items()}
 
 
-@given(steps=st.lists(drawn_steps, min_size=4, max_size=16), events=st.lists(drawn_events, min_size=5, max_size=30))
+@given(steps=st.lists(drawn_steps, min_size=4, max_size=16), events=st.lists(drawn_events, min_size=15, max_size=40))
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_the_records_of_all_kinds_equal_a_plain_models_at_any_two_times(
     admin: httpx.AsyncClient,

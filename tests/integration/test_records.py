@@ -300,6 +300,46 @@ def _identity(event: dict[str, str]) -> tuple[str, str, str]:
     return event["subject"], event["source"], event["id"]
 
 
+async def test_a_fault_is_open_until_its_code_is_cleared_and_only_for_who_holds_the_device(
+    admin: httpx.AsyncClient, attach: Attach
+) -> None:
+    ada, bo = await party(admin), await party(admin, "Bo")
+    await holds(admin, bo, "owner", "meter-7", None, NOON)
+    await holds(admin, ada, "owner", "meter-7", NOON)
+    told = [("E9", "raised", -1), ("E1", "raised", 1), ("E1", "cleared", 2), ("E1", "raised", 3), ("E1", "raised", 4),
+            ("E2", "raised", 5), ("E2", "cleared", 6), ("E3", "cleared", 7)]  # fmt: skip
+    for code, state, hour in reversed(told):
+        data = json.dumps({"code": code, "severity": "error", "state": state, "message": f"at {hour}"})
+        await attach(Sent("meter-7", f"{code}-{hour}", NOON + hour * HOUR, "device.fault", data))
+    assert (await get(admin, f"/v1/parties/{ada}"))["faults"] == {"open": 1, "items": [
+        {"device": "meter-7", "code": "E1", "severity": "error", "message": "at 4", "component": None,
+         "since": _text(NOON + 3 * HOUR), "last_at": _text(NOON + 4 * HOUR), "raised": 2},
+    ]}  # fmt: skip
+    assert (await get(admin, f"/v1/parties/{bo}"))["faults"] == {"open": 0, "items": []}  # hers no more
+    then = await get(admin, f"/v1/parties/{ada}", as_of=_text(NOON + 5 * HOUR))
+    assert [item["code"] for item in then["faults"]["items"]] == ["E2", "E1"]
+
+
+async def test_what_has_not_changed_is_not_sent_again(admin: httpx.AsyncClient, attach: Attach) -> None:
+    ada = await party(admin)
+    await holds(admin, ada, "owner", "meter-7", NOON)
+    rooms = (f"/v1/parties/{ada}", f"/v1/parties/{ada}/timeline", "/v1/devices/meter-7")
+    tags = {room: (await admin.get(room)).headers["etag"] for room in rooms}
+    assert tags[rooms[0]].startswith("W/")
+    for room, tag in tags.items():
+        for named in (tag, f'"other", {tag.removeprefix("W/")}', "*"):
+            answer = await admin.get(room, headers={"if-none-match": named})
+            assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", tag)
+        assert (await admin.get(room, headers={"if-none-match": '"other"'})).status_code == 200
+    await attach(Sent("meter-8", "1", NOON))  # of nobody's concern here
+    for room, tag in tags.items():
+        assert (await admin.get(room, headers={"if-none-match": tag})).status_code == 304
+    await attach(Sent("meter-7", "1", NOON))
+    for room, tag in tags.items():
+        answer = await admin.get(room, headers={"if-none-match": tag})
+        assert (answer.status_code, answer.headers["etag"] != tag) == (200, True)
+
+
 # -- fates ------------------------------------------------------------------------------------------------------------
 
 
