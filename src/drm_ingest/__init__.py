@@ -51,21 +51,21 @@ Dead letters are a person's: `letters/cli.py` has the commands, and `letters/com
 looks in their topic, `letters/show.py` draws them, `letters/mend.py` makes the record that goes back where a letter
 came from, and `letters/replay.py` writes it and sees what becomes of it.
 
-**Postgres** holds it, through connections whose every wait has an end (`pool.py`), in tables that `migrate.py` brings.
-`events.py` is that transaction: `positions.py` moves the position, by its owner alone; `rows.py` packs identities and
-events for COPY; `days.py` adds them to the day counts of their subject; `refusals.py` finds the rows that Postgres
-refuses, and `dead.py` notes what cannot be stored. `partitions.py` makes months and drops them. Beside the path,
-`credentials.py` holds the keys for the edge, `spent.py` carries what the edges tell each other, and `directory.py`
-answers enrich who a device is and whose. `registry.py` has senders, parties and devices, `relationships.py` who held
-which role when, and `records.py` puts a party's record together from all of it when it is read, so that a correction
-learnt late is right at once; `fates.py` tells what became of a single event. Each process has the
-rights of its own role and no others (`roles.py`).
+**Postgres** holds it, through connections whose every wait has an end (`pool.py`; `trouble.py` says in words why there
+is none), in tables that `migrate.py` brings. `events.py` is that transaction: `positions.py` moves the position, by its
+owner alone; `rows.py` packs identities and events for COPY; `days.py` adds them to the day counts of their subject;
+`refusals.py` finds the rows that Postgres refuses, and `dead.py` notes what cannot be stored. `partitions.py` makes
+months and drops them. Beside the path, `credentials.py` holds the keys for the edge, `spent.py` carries what the edges
+tell each other, and `directory.py` answers enrich who a device is and whose. `registry.py` has senders, parties and
+devices, `relationships.py` who held which role when, and `records.py` puts a party's record together from all of it
+when it is read, so that a correction learnt late is right at once; `fates.py` tells what became of a single event. Each
+process has the rights of its own role and no others (`roles.py`).
 
 **serve** shows it to people and their programs. `app.py` opens the rooms. `requests.py` gives each request an id and a
-bound, `access.py` asks who it is and lends it a connection, `problems.py` answers what goes wrong; `shapes.py` and
-`pages.py` are the fields and the cursors that the rooms share. `senders.py` (their keys: `keys.py`, `fleet_keys.py`),
-`parties.py`, `devices.py` and `relationships.py` are the registry, `records.py` the records and timelines, `events.py`
-an event and its fate.
+bound, `access.py` asks who it is and lends it a connection, `problems.py` answers what goes wrong (`violations.py`: in
+a field of theirs); `shapes.py` and `pages.py` are the fields and the cursors that the rooms share. `senders.py` (their
+keys: `keys.py`, `fleet_keys.py`), `parties.py`, `devices.py` and `relationships.py` are the registry, `records.py` the
+records and timelines, `events.py` an event and its fate.
 
 **up** starts all of this on one machine, with a Kafka and a Postgres of its own; `up/__init__.py` names its files.
 

@@ -64,7 +64,9 @@ class Admitted:
     def forbidden(self) -> Refusal:
         """The problem of that."""
         missing = sorted(set(self.out_of_scope))
-        return Refusal("forbidden", ALL_FORBIDDEN.format(", ".join(missing)), missing_scopes=missing)
+        details = {result.detail for result in self.results}
+        detail = details.pop() if len(details) == 1 else ALL_FORBIDDEN.format(", ".join(missing))
+        return Refusal("forbidden", detail, missing_scopes=missing)
 
     def answer(self, request_id: str) -> bytes:
         """Return the JSON of the answer: for a 200; or, all rejected, for the 422 or 403 (a problem, with results)."""
