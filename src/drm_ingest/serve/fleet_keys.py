@@ -23,7 +23,7 @@ _ID = "01a202fd-12a9-75d6-a27e-21b5246620a3"
 
 PublicKey = Annotated[
     Annotated[Text, StringConstraints(max_length=4000), Tag("PEM")] | Annotated[dict[str, Any], Tag("JWK")],
-    Discriminator(lambda sent: "JWK" if isinstance(sent, dict) else "PEM"),
+    Discriminator(lambda sent: {str: "PEM", dict: "JWK"}.get(type(sent))),
 ]
 
 

@@ -50,8 +50,11 @@ def _prefix(text: str) -> str:
     return text
 
 
-_is_prefix = re.compile(rf"{KEY_PREFIX}[A-Za-z0-9_-]{{{PREFIX_CHARACTERS - len(KEY_PREFIX)}}}", re.ASCII).fullmatch
-KeyPrefix = Annotated[str, AfterValidator(_prefix), Field(examples=["drm_Xk3v9aQ2"])]
+_PREFIX = rf"{KEY_PREFIX}[A-Za-z0-9_-]{{{PREFIX_CHARACTERS - len(KEY_PREFIX)}}}"
+_is_prefix = re.compile(_PREFIX).fullmatch
+KeyPrefix = Annotated[
+    str, AfterValidator(_prefix), Field(examples=["drm_Xk3v9aQ2"], json_schema_extra={"pattern": f"^{_PREFIX}$"})
+]
 
 
 class DeviceScope(Request):
@@ -73,7 +76,7 @@ class NewKey(Request):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"expires_at": "2027-06-30T00:00:00Z", "scope": {"devices": ["meter-*"], "types": ["device.*"]}}
+                {"expires_at": "2099-12-31T00:00:00Z", "scope": {"devices": ["meter-*"], "types": ["device.*"]}}
             ]
         }
     )

@@ -30,6 +30,7 @@ EXPECTED = {
     "datetime_object_invalid": _TIME,
     "uuid_type": _ID, "uuid_parsing": _ID,
     "list_type": "Must be a JSON array.", "dict_type": _OBJECT, "model_type": _OBJECT, "model_attributes_type": _OBJECT,
+    "union_tag_not_found": "Must be a string or a JSON object.",
     "value_error": "{error}",
 }  # fmt: skip
 """What to say by the kind of error (https://docs.pydantic.dev/latest/errors/validation_errors/), of its context."""
