@@ -171,7 +171,7 @@ class Door(asyncio.Protocol):
                 if request.head_complete:
                     self._state = BODY
                     self._since = self._limits.now
-                    request.enter()
+                    request.enter(was_limited=self._replies.was_limited)
             if request.complete:
                 self._state = BETWEEN if request.keep_alive else DISCARD
                 lines = self._take.cors_lines(request.headers) if b"origin" in request.headers else b""
