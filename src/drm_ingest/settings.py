@@ -119,6 +119,9 @@ class Settings(BaseSettings):
     quota_devices_max: Count = Field(65_536, description="the same of their devices; beyond, new ones find debts")
     websocket_window_messages: Count = Field(32, le=1024, description="messages that may be unacknowledged")
     websocket_message_bytes_max: Bytes = Field(512 * KiB, description="else closed with 1009")
+    websocket_message_events_max: Count = Field(
+        1000, description="else the message is refused; its answer is bounded so"
+    )
     websocket_hello_bytes_max: Bytes = Field(8 * KiB, description="a message of who has not said who they are")
     websocket_message_frames_max: Count = Field(1024, description="fragments of one message; else closed with 1008")
     websocket_pings_per_s_max: Count = Field(10, description="pings and unasked pongs of a connection; else 1008")

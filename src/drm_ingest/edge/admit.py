@@ -152,7 +152,7 @@ class Admit:
             Refusal: as `events`.
         """
         refuse_readers(credential)
-        refuse_too_many(len(events), self._settings.request_events_max)
+        refuse_too_many(len(events), self._settings.websocket_message_events_max)
         values = [bytes(event).strip(WHITE) for event in events]
         return (yield from self._slices(values, b"\n".join(values), credential, receipt))
 
@@ -173,13 +173,13 @@ class Admit:
         return admitted
 
     def events(self, events: Sequence[bytes | Raw | memoryview], credential: Credential, receipt: Receipt) -> Admitted:
-        """Admit events that arrived one by one or were cut apart already.
+        """Admit the events of a WebSocket message.
 
         Raises:
             Refusal: there are too many, or the credential may not send.
         """
         refuse_readers(credential)
-        refuse_too_many(len(events), self._settings.request_events_max)
+        refuse_too_many(len(events), self._settings.websocket_message_events_max)
         values = [bytes(event).strip(WHITE) for event in events]
         return self._admit(values, b"\n".join(values), credential, receipt)
 

@@ -40,12 +40,14 @@ from drm_ingest.edge.message import (
     single_of,
 )
 from drm_ingest.edge.quotas import SENDER_QUOTAS
-from drm_ingest.edge.socket import AUTHENTICATED
+from drm_ingest.edge.socket import AUTHENTICATED, READ_BY_CLIENT
 from drm_ingest.edge.take import Take
 from drm_ingest.errors import Refusal
 from drm_ingest.event import parse_time
+from drm_ingest.settings import KiB
 
 RECONNECT_AFTER_MS_MIN = 100
+_UNREAD_BYTES_MAX = 128 * KiB  # of answers, above which no message is taken until the client has read some
 _PAUSE_MAX_S = 1.0  # without reading from a sender whose quota is used up, whatever it sends meanwhile
 
 
@@ -105,6 +107,8 @@ class Session:
             sender.cancel()
             with suppress(asyncio.CancelledError):
                 await sender
+            self._sender_ended = True
+            self._release(self._outbox_bytes)
 
     def go_away(self) -> None:
         """Take no more messages; close when those that were taken are acknowledged."""
@@ -190,7 +194,7 @@ class Session:
     async def _take_next(self) -> None:
         """Take one message; its acknowledgement follows by itself."""
         await self._long_answered.wait()
-        while self._outbox_bytes > self._take.settings.websocket_message_bytes_max and not self._sender_ended:
+        while self._outbox_bytes > _UNREAD_BYTES_MAX and not self._sender_ended:
             self._read_by_client.clear()  # results may be larger than what they are about
             await self._read_by_client.wait()
         if self._pause_s:
@@ -263,8 +267,11 @@ class Session:
             self._put({"refused": name, **number, **told}, 1)
 
     def _put(self, message: dict[str, object], acknowledges: int = 0) -> None:
+        if self._sender_ended:
+            return
         encoded = msgspec.json.encode(message)
         self._outbox_bytes += len(encoded)
+        self._take.limits.body_bytes += len(encoded)
         self._outbox.put_nowait((encoded, acknowledges))
 
     def _leave(self, closing: Closing) -> None:
@@ -280,6 +287,7 @@ class Session:
 
     async def _send(self) -> None:
         """Send what is queued, in order, as fast as the client reads."""
+        read_by_client = self._socket.scope.get("extensions", {}).get(READ_BY_CLIENT)
         with suppress(WebSocketDisconnect, RuntimeError):  # uvicorn's words for a socket that has closed meanwhile
             while True:
                 item = await self._outbox.get()
@@ -287,13 +295,21 @@ class Session:
                     await self._socket.close(item.code, item.reason)
                     break
                 message, acknowledges = item
+                sent_bytes = len(message)
                 await self._socket.send_text(message.decode())
+                del message, item  # the transport has a copy
                 self._unacknowledged -= acknowledges
-                self._outbox_bytes -= len(message)
-                self._read_by_client.set()
                 if acknowledges and self._closing is not None and not self._unacknowledged:
                     self._outbox.put_nowait(self._closing)
+                if read_by_client is not None:
+                    await read_by_client()
+                self._release(sent_bytes)
         self._sender_ended = True
+        self._read_by_client.set()
+
+    def _release(self, sent_bytes: int) -> None:
+        self._outbox_bytes -= sent_bytes
+        self._take.limits.body_bytes -= sent_bytes
         self._read_by_client.set()
 
 
