@@ -89,7 +89,7 @@ class Settings(BaseSettings):
         None, description="health and metrics of the edge alone; default: on its own port"
     )
     edge_cors_origins: str = Field("", description="browser origins that may post, separated by commas; * for any")
-    edge_backlog_connections: Count = Field(2048, le=65_535, description="waiting to be accepted by the edge")
+    edge_backlog_connections: Count = Field(4096, le=65_535, description="waiting to be accepted by the edge")
     serve_host: str = Field("127.0.0.1", description="where serve listens")
     serve_port: Port = Field(8081, description="registry, records, health and metrics of serve")
     serve_health_port: Port | None = Field(
