@@ -23,6 +23,7 @@ AUTHENTICATED = "drm.authenticated"
 READ_BY_CLIENT = "drm.read_by_client"
 """The extension of the scope to wait for until the client has read what it was sent, but for a socket's buffers."""
 _PIECE_BYTES = 16 * 1024  # thousands of frames fit into one read: others have their turn after so much
+_TIMER_S = 0.1  # how exact a timer has to be: uvloop's may be a little early
 _CLOSE_S = 15.0  # for a client to read why, and close; uvicorn's own closing takes 10
 
 
@@ -43,6 +44,8 @@ class Socket(WebSocketsSansIOProtocol):
         self._rest = bytearray()  # read from the socket, not looked at yet
         self._looking = False  # at a piece of that, soon
         self._busy = False  # the application, with a message
+        self._paused_at = 0.0  # reading, last, and for how long since the last ping
+        self._paused_s = 0.0
         self._held_bytes = 0  # as the limits know it
         self._queued_bytes = 0  # messages that the application has not taken
         self._frames_of_message = 0
@@ -93,12 +96,21 @@ class Socket(WebSocketsSansIOProtocol):
         if self._message_since is not None and now - self._message_since > settings.request_body_timeout_s:
             self._fail(POLICY, f"a message must be whole within {settings.request_body_timeout_s:g} s")
 
+    def send_keepalive_ping(self) -> None:
+        super().send_keepalive_ping()
+        self._paused_at, self._paused_s = self.loop.time(), 0.0
+
     def keepalive_timeout(self) -> None:
         self.pong_timer = None
-        if self._busy and self.read_paused:  # it may be among what we have not read
-            self.pong_timer = self.loop.call_later(self._settings.websocket_ping_timeout_s, self.keepalive_timeout)
-        elif not self.close_sent and not self.transport.is_closing():
-            self._fail(POLICY, f"no pong within {self._settings.websocket_ping_timeout_s:g} s")
+        if self.close_sent or self.transport.is_closing():
+            return
+        now, most_s = self.loop.time(), self._settings.websocket_ping_timeout_s
+        paused_s = self._paused_s + (now - self._paused_at if self.read_paused else 0.0)
+        left_s = most_s - (now - self.ping_sent_at - paused_s)  # it may be behind what we did not read meanwhile
+        if left_s > _TIMER_S:
+            self.pong_timer = self.loop.call_later(left_s, self.keepalive_timeout)
+        else:
+            self._fail(POLICY, f"no pong within {most_s:g} s")
 
     # -- reading
 
@@ -124,6 +136,7 @@ class Socket(WebSocketsSansIOProtocol):
                 self.loop.call_soon(self._look)
         elif self.read_paused:
             self.read_paused = False
+            self._paused_s += self.loop.time() - self._paused_at
             self.transport.resume_reading()
 
     def _look(self) -> None:
@@ -137,6 +150,7 @@ class Socket(WebSocketsSansIOProtocol):
     def _pause(self) -> None:
         if not self.read_paused:
             self.read_paused = True
+            self._paused_at = self.loop.time()
             self.transport.pause_reading()
 
     def _parse(self, piece: bytes) -> None:
