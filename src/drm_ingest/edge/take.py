@@ -243,6 +243,8 @@ class Take:
         """
         started = perf_counter()
         try:
+            if self.limits.full():  # results may be larger than what they are about, and wait for Kafka
+                raise self.overloaded("Too much waits to be judged or answered")
             receipt = self._receipt(headers, credential, clock_offset_ms, request_id)
             quota = credential.quota
             if quota is not None:
