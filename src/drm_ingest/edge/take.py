@@ -106,9 +106,7 @@ class Take:
             refuse_readers(credential)
         if credential.quota is not None and not spends_at_once:
             self._quotas.refuse_if_spent(credential)
-        length = headers.get(b"content-length")
-        if length is not None:
-            self.hold(int(length))
+        self.hold(int(headers.get(b"content-length", 0)))  # a chunked one may be there already, and held by nobody
         return credential
 
     def hold(self, length: int, counted: int = 0) -> None:
