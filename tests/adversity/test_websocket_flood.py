@@ -6,10 +6,12 @@ import contextlib
 import itertools
 import json
 import resource
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,7 +20,8 @@ from tests.adversity.abuse import watched
 from tests.adversity.good import Good, exact
 from tests.integration.edge import KEY, Edge, Wire, an_event, until
 
-from drm_ingest.settings import KiB, MiB
+from drm_ingest.settings import KiB, MiB, Settings
+from drm_ingest.up.kafka import Kafka
 
 HELLO_S = 3.0
 BOUNDS = {
@@ -326,6 +329,34 @@ async def test_messages_and_answers_that_wait_take_no_more_than_they_may(
     assert (await edge.post(an_event())).status_code == 200
 
 
+@pytest.mark.usefixtures("many_files")
+@pytest.mark.parametrize("sockets", [30, pytest.param(150, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+async def test_results_that_wait_for_kafka_take_no_more_than_they_may(
+    settings: Settings,
+    spare_kafka: Callable[[], Kafka],
+    tmp_path: Path,
+    seen: Callable[[str], None],
+    sockets: int,
+) -> None:
+    kafka = await asyncio.to_thread(spare_kafka)
+    patient = {"kafka_bootstrap": kafka.bootstrap, "produce_deadline_s": 30, "websocket_handshakes_per_s_max": 1000}
+    edge = Edge.start(settings.model_copy(update=patient), tmp_path / "edge.log")
+    one_is_kept = [an_event(), *({"type": ""} for _ in range(999))]
+    try:
+        kafka.signal(signal.SIGSTOP)
+        with watched(edge.process.pid, edge.url) as cost:
+            await asyncio.gather(*(pour(edge, numbered(one_is_kept), 4) for _ in range(sockets)))
+        kafka.signal(signal.SIGCONT)
+        each = cost.grown_bytes / sockets
+        seen(f"messages of 1,000 results on {sockets} connections without Kafka: {each / KiB:.0f} KiB each")
+        assert each < 1 * MiB
+        await until(lambda: none_open(edge), within_s=60)
+    finally:
+        kafka.signal(signal.SIGCONT)
+        edge.process.kill()
+        edge.process.wait()
+
+
 async def pour(edge: Edge, frames: Iterable[bytes], seconds: float) -> None:
     """Send for so long, as fast as it is taken; read no answer."""
     async with opened(edge) as wire:
@@ -334,3 +365,4 @@ async def pour(edge: Edge, frames: Iterable[bytes], seconds: float) -> None:
             async with asyncio.timeout(seconds):
                 for piece in frames:
                     await wire.send(piece)
+        wire.writer.transport.abort()  # else closing waits until the edge has read everything
