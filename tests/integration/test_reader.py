@@ -417,6 +417,26 @@ async def test_a_restarted_broker_is_read_on_from(settings: Settings, spare_kafk
         await until(lambda: worker.reader.ready)
 
 
+async def test_a_client_that_stopped_looking_for_brokers_looks_again(settings: Settings) -> None:
+    await create(settings, [])
+    topic = Topics.of(settings).ingress
+    worker = Worker(settings, topic)
+    async with running(worker):
+        await until(lambda: worker.reader.ready)
+        client = worker.reader._group._consumer._client
+        update = client._metadata_update
+
+        async def fails_once(*arguments: object) -> object:
+            client._metadata_update = update
+            raise RuntimeError("unable to perform operation; the handler is closed")  # as uvloop has it
+
+        client._metadata_update = fails_once
+        async with asyncio.timeout(10):
+            assert await client.force_metadata_update()
+        await write(settings, topic, range(3))
+        await until(lambda: len(worker.done) >= 3)
+
+
 async def delete_before(settings: Settings, partition: TopicPartition, offset: int) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
     await admin.start()
