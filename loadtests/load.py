@@ -27,9 +27,8 @@ EVENT = (
     b'"time":"%s","sequence":"%012d","data":{"temperature":%.2f,"humidity":%d,"pressure":1013.2,"battery":%d,'
     b'"rssi":-67,"units":{"battery":"%%","rssi":"dBm"}}}'
 )
-
-
 TOKEN_DEVICES = b"fleet"
+ANSWERED_WITHIN_S = 60.0  # the last requests, once the time is over
 
 
 @dataclass(slots=True)
@@ -139,7 +138,11 @@ class Connection(asyncio.Protocol):
 
 
 async def drive(load: Load, port: int) -> None:
-    """Open the connections and keep them busy until the time is over."""
+    """Open the connections and keep them busy until the time is over.
+
+    Raises:
+        SystemExit: an answer did not come for too long after that.
+    """
     loop = asyncio.get_running_loop()
     ends = [loop.create_future() for _ in range(load.connections)]
     made = [await loop.create_connection(partial(Connection, load, end), load.host, port) for end in ends]
@@ -164,7 +167,10 @@ async def drive(load: Load, port: int) -> None:
             await asyncio.sleep(0.1)
         for transport, _ in made:
             transport.close()
-    await asyncio.wait_for(asyncio.gather(*ends), 60)
+    left_s = max(0.0, load.until - time.perf_counter())
+    _, silent = await asyncio.wait(ends, timeout=left_s + ANSWERED_WITHIN_S)
+    if silent:
+        raise SystemExit(f"{len(silent)} of {load.connections} connections had no answer for {ANSWERED_WITHIN_S:g} s")
 
 
 def percentile(sorted_values: list[float], share: float) -> float:

@@ -7,10 +7,12 @@ and resident memory of each process.
 """
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +45,26 @@ async def _freshness(dsn: str, run: str) -> Any:
         await connection.close()
 
 
+def loaded(command: list[str], seconds: int, look: Callable[[], None], console: Console) -> Any:
+    """Run the load generator, and `look` every second; return what it tells.
+
+    Raises:
+        SystemExit: it died; what it said of that, if anything, is on the terminal.
+    """
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as generator:
+        for _ in track(range(seconds), description="loading", console=console):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                generator.wait(1)
+                break
+            look()
+        assert generator.stdout is not None
+        said = generator.stdout.read()
+    if code := generator.returncode:
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        raise SystemExit(f"The load generator {how}; if it said why, that stands above.")
+    return json.loads(said)
+
+
 def main(
     ready: Annotated[Path, typer.Option(exists=True)] = Path(".drm/ready.json"),
     rate: Annotated[float | None, typer.Option(help="Events a second; default: as fast as acknowledged.")] = None,
@@ -62,13 +84,12 @@ def main(
         "--batch", str(batch), "--connections", str(connections), "--devices", str(devices), "--seconds", str(seconds),
         *(["--rate", str(rate)] if rate else []),
     ]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as generator:
-        for _ in track(range(seconds), description="loading", console=console):
-            time.sleep(1)
-            for name, pid in pids.items():
-                peak[name] = max(peak[name], resident_mb(pid))
-        assert generator.stdout is not None
-        told = json.loads(generator.stdout.read())
+
+    def look() -> None:
+        for name, pid in pids.items():
+            peak[name] = max(peak[name], resident_mb(pid))
+
+    told = loaded(command, seconds, look, console)
     stopped = time.monotonic()
     asyncio.run(quiet(where["kafka_bootstrap"], where["postgres_dsn"], where.get("topic_prefix", "drm"), 600))
     caught_up_s = time.monotonic() - stopped

@@ -2,6 +2,7 @@
 
 `kafka`, `postgres`                   the session's; do not stop them
 `private_kafka`, `private_postgres`   make one that a test may stop, kill, freeze and start again
+`spare_kafka`                         the same without the wait: one for all that need no more than topics of their own
 `database`                            the DSN of a fresh, migrated database
 `settings`                            what a process needs to work on `kafka` and `database`, with its own topic prefix
 `environment`                         the same for a process started from its command line
@@ -12,6 +13,7 @@ None of it is for tests/unit: those run in memory.
 import asyncio
 import contextlib
 import os
+import signal
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +31,7 @@ from drm_ingest.up.kafka import Kafka
 from drm_ingest.up.ports import free_port
 from drm_ingest.up.postgres import Postgres
 
-REAL = {"kafka", "postgres", "private_kafka", "private_postgres"}
+REAL = {"kafka", "postgres", "private_kafka", "private_postgres", "spare_kafka"}
 TEMPLATE = "migrated_template"
 
 
@@ -76,6 +78,28 @@ def private_kafka(tmp_path: Path) -> Iterator[Callable[[], Kafka]]:
     yield start
     for broker in started:
         broker.kill()
+
+
+@pytest.fixture(scope="session")
+def second_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+    broker = Kafka(tmp_path_factory.mktemp("second-kafka"))
+    yield broker
+    broker.kill()
+
+
+@pytest.fixture
+def spare_kafka(second_kafka: Kafka) -> Callable[[], Kafka]:
+    """Return a function that makes sure that the session's other broker runs, whatever was done to it before."""
+
+    def running() -> Kafka:
+        if second_kafka.child.alive:
+            second_kafka.signal(signal.SIGCONT)
+        if not (second_kafka.child.alive and second_kafka.ready()):
+            second_kafka.kill()
+            second_kafka.start()
+        return second_kafka
+
+    return running
 
 
 @pytest.fixture

@@ -59,7 +59,8 @@ Dead letters are a person's: `letters/cli.py` has the commands, and `letters/com
 looks in their topic, `letters/show.py` draws them, `letters/mend.py` makes the record that goes back where a letter
 came from, and `letters/replay.py` writes it and sees what becomes of it.
 
-**Postgres** holds it, through connections whose every wait has an end (`pool.py`), in tables that `migrate.py` brings.
+**Postgres** holds it, through connections whose every wait has an end (`pool.py`; `trouble.py` says in words why there
+is none), in tables that `migrate.py` brings.
 `events.py` is that transaction: `positions.py` moves the position, by its owner alone; `rows.py` packs identities and
 events for COPY; `days.py` adds them to the day counts of their subject; `refusals.py` finds the rows that Postgres
 refuses, and `dead.py` notes what cannot be stored; `identities.py` keeps what identity events say, and `derive.py`
@@ -82,7 +83,8 @@ beside that, and `record/rare.py` looks at faults, ratings and visits one by one
 process has the rights of its own role and no others (`roles.py`).
 
 **serve** shows it to people and their programs. `app.py` opens the rooms. `requests.py` gives each request an id and a
-bound, `access.py` asks who it is and lends it a connection, `problems.py` answers what goes wrong; `shapes.py` and
+bound, `access.py` asks who it is and lends it a connection, `problems.py` answers what goes wrong (`violations.py`: in
+a field of theirs); `shapes.py` and
 `pages.py` are the fields and the cursors that the rooms share. `senders.py` (their keys: `keys.py`, `fleet_keys.py`),
 `parties.py` (what is said of them: `attributes.py`, believed in the order of `origins.py`; which are the same:
 `links.py`), `devices.py` and `relationships.py` are the registry (`revisions.py` ends and corrects relations,

@@ -89,7 +89,7 @@ class Settings(BaseSettings):
         None, description="health and metrics of the edge alone; default: on its own port"
     )
     edge_cors_origins: str = Field("", description="browser origins that may post, separated by commas; * for any")
-    edge_backlog_connections: Count = Field(2048, le=65_535, description="waiting to be accepted by the edge")
+    edge_backlog_connections: Count = Field(4096, le=65_535, description="waiting to be accepted by the edge")
     serve_host: str = Field("127.0.0.1", description="where serve listens")
     serve_port: Port = Field(8081, description="registry, records, health and metrics of serve")
     serve_health_port: Port | None = Field(
@@ -119,6 +119,9 @@ class Settings(BaseSettings):
     quota_devices_max: Count = Field(65_536, description="the same of their devices; beyond, new ones find debts")
     websocket_window_messages: Count = Field(32, le=1024, description="messages that may be unacknowledged")
     websocket_message_bytes_max: Bytes = Field(512 * KiB, description="else closed with 1009")
+    websocket_message_events_max: Count = Field(
+        1000, description="else the message is refused; its answer is bounded so"
+    )
     websocket_hello_bytes_max: Bytes = Field(8 * KiB, description="a message of who has not said who they are")
     websocket_message_frames_max: Count = Field(1024, description="fragments of one message; else closed with 1008")
     websocket_pings_per_s_max: Count = Field(10, description="pings and unasked pongs of a connection; else 1008")

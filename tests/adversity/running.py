@@ -81,10 +81,20 @@ class Running(Whole):
         return dict(json.loads(self.ready_file.read_text()))
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
-        """Send a signal to one of its processes and return the pid it had."""
-        pid = int(self.where["pids"][name])
-        os.kill(pid, number)
-        return pid
+        """Send a signal to one of its processes and return the pid it had.
+
+        One that has ended by itself, as an edge does that is started without Kafka, is waited for.
+        """
+        deadline = time.monotonic() + 60
+        while True:
+            pid = int(self.where["pids"][name])
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                assert time.monotonic() < deadline, f"{name} is not started again"
+                time.sleep(0.1)
+            else:
+                return pid
 
     async def back(self, name: str, old_pid: int, within_s: float = 60.0) -> None:
         """Wait until a process has another pid in the ready file."""

@@ -134,6 +134,26 @@ async def test_while_postgres_is_gone_it_is_not_ready_and_when_it_is_back_nothin
 
 
 @pytest.mark.row("postgres-down")
+async def test_when_postgres_dies_it_says_what_happened_and_what_to_do_and_nothing_of_its_libraries(
+    settings: Settings, private_postgres: Callable[[], Postgres]
+) -> None:
+    server = await asyncio.to_thread(private_postgres)
+    there = settings.model_copy(update={"postgres_dsn": SecretStr(server.dsn)})
+    async with bench(there) as attached, attached.attaching() as worker:
+        await worker.until_ready()
+        await attached.connection.close()
+        await asyncio.to_thread(server.kill)
+        for reason in (await worker.until_ready(False), await worker.until_ready(False, reason="cannot be reached")):
+            what, _, to_do = reason.partition(" · ")
+            assert what.startswith("Postgres cannot be used: it ")
+            assert to_do.startswith("start it")
+            assert not [words for words in ("connection is closed", "asyncpg", "Error", "None") if words in reason]
+        await asyncio.to_thread(server.start)
+        attached.connection = await asyncpg.connect(server.dsn)
+        await worker.until_ready()
+
+
+@pytest.mark.row("postgres-down")
 async def test_a_lock_that_does_not_come_free_delays_and_loses_nothing(attached: Bench) -> None:
     blocker = await asyncpg.connect(attached.settings.postgres_dsn.get_secret_value())
     await blocker.execute("begin; lock table event_identity in share mode")

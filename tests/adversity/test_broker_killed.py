@@ -56,14 +56,14 @@ async def end_of(kafka: Kafka, what: signal.Signals, gone_s: float, parts: Parts
     ids=["quick", "full"],
 )
 async def test_all_is_answered_503_in_time_while_the_broker_is_gone_and_goes_on_by_itself_when_it_is_back(
-    private_kafka: Callable[[], Kafka],
+    spare_kafka: Callable[[], Kafka],
     database: str,
     start_parts: Callable[[Settings], Parts],
     seed: int,
     seen: Seen,
     blows: list[tuple[signal.Signals, float]],
 ) -> None:
-    kafka = await asyncio.to_thread(private_kafka)
+    kafka = await asyncio.to_thread(spare_kafka)
     settings = make_settings(kafka, database)
     settings = quick(settings) if max(gone_s for _, gone_s in blows) < 10 else settings
     parts = await asyncio.to_thread(start_parts, settings)

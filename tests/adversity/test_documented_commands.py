@@ -72,12 +72,15 @@ def test_the_commands_and_the_snippet_about_credentials_make_tokens_that_get_in(
     done = subprocess.run(
         ["/bin/sh"], input=script, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=90, check=True
     )
-    _, registered, sent, scoped, revoked, by_snippet = done.stdout.split(f"{END}\n")
+    _, registered, sent, scoped, revoked, found, by_snippet = done.stdout.split(f"{END}\n")
     assert json.loads(registered)["algorithm"] == "EdDSA"
     assert (json.loads(sent)["accepted"], json.loads(sent)["results"]) == (1, [])
     assert json.loads(scoped)["scope"]["devices"] == ["meter-*", "pump-1"]
     listed, answer = map(json.loads, revoked.splitlines())
     assert (len(listed["items"]), answer) == (2, {"revoked": 1})
+    [by_prefix] = json.loads(found)["items"]
+    assert (by_prefix["sender_name"], by_prefix["id"]) == ("meter fleet", listed["items"][1]["id"])
+    assert by_prefix["revoked_at"]
     assert json.loads(by_snippet)["accepted"] == 1
 
 

@@ -27,9 +27,9 @@ BODY_BYTES = 500 * KiB  # all of them together are eight times the limits
 
 @pytest.mark.parametrize("events", [1, 2000], ids=["large events", "large batches"])
 async def test_while_kafka_hangs_the_edge_answers_503_in_time_within_its_memory_and_goes_on_when_kafka_does(
-    settings: Settings, private_kafka: Callable[[], Kafka], tmp_path: Path, events: int
+    settings: Settings, spare_kafka: Callable[[], Kafka], tmp_path: Path, events: int
 ) -> None:
-    kafka = private_kafka()
+    kafka = spare_kafka()
     settings = settings.model_copy(update=SMALL | {"kafka_bootstrap": kafka.bootstrap})
     edge = Edge.start(settings, tmp_path / "edge.log")
     text = "x" * (BODY_BYTES // events - 150 if events > 1 else settings.event_bytes_max - 500)

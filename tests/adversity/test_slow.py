@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import resource
 import shutil
 import subprocess
 import time
@@ -11,11 +12,14 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import Any, cast
 
 import pytest
-from tests.adversity.good import Good, exact
+from tests.adversity.good import PATIENT, Good, exact
 from tests.integration.edge import Edge, an_event, head, request, until
+
+from drm_ingest.up.ports import free_port
 
 HEADER_S, BODY_S, IDLE_S = 2.0, 2.0, 3.0
 SWEPT_S = 2.0  # the sweep is twice a second and cuts nobody too early: up to a second too late
@@ -26,6 +30,7 @@ DEADLINES = {
     "request_body_timeout_s": BODY_S,
     "connection_idle_timeout_s": IDLE_S,
     "refused_body_discard_timeout_s": 1,
+    **PATIENT,
 }
 SOCKETS = [pytest.param(200, id="200"), pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
 pytestmark = pytest.mark.row("slow")
@@ -110,13 +115,15 @@ WAYS: dict[str, tuple[Callable[[Edge], Coroutine[Any, Any, float]], float]] = {
     "slow read, another path": (read_nothing_elsewhere, IDLE_S),
 }
 OF_EACH = 10
+FILES = 4096
 
 
-async def abuse(edge: Edge, silent: int) -> dict[str, float]:
-    """Be slow in every way; return after how many seconds the last of each kind was cut.
+async def abuse(edge: Edge, silent: int) -> tuple[dict[str, float], float]:
+    """Be slow in every way; return after how many seconds the last of each kind was cut, and for how long we stood.
 
     Not all begin at the same moment: the first questions of who then reads nothing are work like any other.
     """
+    lag = asyncio.create_task(longest_lag_s())
     cut: dict[str, list[asyncio.Task[float]]] = {}
     for name, (way, _) in WAYS.items():
         cut[name] = []
@@ -124,24 +131,42 @@ async def abuse(edge: Edge, silent: int) -> dict[str, float]:
             cut[name].append(asyncio.create_task(way(edge)))
             if name != "silent" or not number % 20:
                 await asyncio.sleep(0.02)
-    return {name: max([await task for task in tasks]) for name, tasks in cut.items()}
+    took = {name: max([await task for task in tasks]) for name, tasks in cut.items()}
+    lag.cancel()
+    return took, await lag
+
+
+async def longest_lag_s() -> float:
+    """Return, when cancelled, for how long this process once had no core, or too much to do, to hear of anything."""
+    longest_s, loop = 0.0, asyncio.get_running_loop()
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            due = loop.time() + 0.05
+            await asyncio.sleep(0.05)
+            longest_s = max(longest_s, loop.time() - due)
+    return longest_s
 
 
 @contextlib.contextmanager
-def abuser(edge: Edge) -> Iterator[Callable[[int], Awaitable[dict[str, float]]]]:
+def abuser() -> Iterator[Callable[[Edge, int], Awaitable[tuple[dict[str, float], float]]]]:
     """Return what begins the abuse, in another process: who abuses has a machine and a loop of their own."""
-    there = replace(edge, process=cast("Any", None))  # which cannot go there, and is not needed
     loop = asyncio.get_running_loop()
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         process.submit(stand_back).result()
-        yield lambda silent: loop.run_in_executor(process, apart, there, silent)
+        # The process of an edge cannot go there, and is not needed.
+        yield lambda edge, silent: loop.run_in_executor(
+            process, apart, replace(edge, process=cast("Any", None)), silent
+        )
 
 
 def stand_back() -> None:
     os.nice(10)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
-def apart(edge: Edge, silent: int) -> dict[str, float]:
+def apart(edge: Edge, silent: int) -> tuple[dict[str, float], float]:
     return asyncio.run(abuse(edge, silent))
 
 
@@ -149,33 +174,37 @@ def apart(edge: Edge, silent: int) -> dict[str, float]:
 async def test_whoever_is_too_slow_is_cut_in_time_and_good_clients_do_not_notice(
     start_edge: Callable[..., Edge], seen: Callable[[str], None], silent: int
 ) -> None:
-    rounds = 4 if silent > 200 else 0
+    rounds = 5 if silent > 200 else 1
     edge = await asyncio.to_thread(start_edge, **DEADLINES)
-    quiet, abused = Good(edge), Good(edge)
-    latest: dict[str, float] = {}
-    with abuser(edge) as begin:
-        for _ in range(rounds or 1):  # in turns: a machine that is busy is so for both
-            if rounds:
-                async with quiet.sending():
-                    await asyncio.sleep(4)
-            async with abused.sending():
-                took = await begin(silent)
-            latest = {name: max(took[name], latest.get(name, 0)) for name in took}
-    # What keeps a good client waiting (a busy machine, 2,000 sockets of our own) keeps the others too: when they come,
-    # when their time is up, and when they hear of it.
-    pulse_s = max(abused.seconds)
-    late = {
-        name: took
-        for name, took in latest.items()
-        if took > (READING_S if "read" in name else WAYS[name][1]) + SWEPT_S + 3 * pulse_s
-    }
-    assert not late, f"{latest}, the pulse took {pulse_s:.2f} s"
+    elsewhere = await asyncio.to_thread(start_edge, **DEADLINES, edge_port=free_port()) if rounds > 1 else None
+    quiet, abused = [Good(edge) for _ in range(rounds)], [Good(edge) for _ in range(rounds)]
+    late: list[str] = []
+    latest_s = 0.0
+    with abuser() as begin:
+        for alone, disturbed in zip(quiet, abused, strict=True):  # in turns: a machine that is busy is so for both
+            if elsewhere is not None:  # the abuser is on our machine, for once: what that costs, it costs in both
+                async with alone.sending():
+                    await begin(elsewhere, silent)
+            async with disturbed.sending():
+                took, lag_s = await begin(edge, silent)
+            latest_s = max(latest_s, *took.values())
+            # What keeps a good client waiting (a busy machine, 2,000 sockets of our own) keeps the others too: when
+            # they come, when their time is up, and when they hear of it; the last, for want of a core, even longer.
+            pulse_s = max(disturbed.seconds)
+            late += [
+                f"{name}: {seconds:.1f} s, the pulse took {pulse_s:.2f} s, who waited stood for {lag_s:.2f} s"
+                for name, seconds in took.items()
+                if seconds > (READING_S if "read" in name else WAYS[name][1]) + SWEPT_S + 3 * pulse_s + 2 * lag_s
+            ]
+    assert not late
     await until(lambda: only_ours(edge))
-    await exact(edge, quiet, abused) if rounds else await exact(edge, abused)
-    seen(f"{silent} silent and {OF_EACH} of each other kind cut within {max(latest.values()):.1f} s")
-    if rounds:
-        seen(f"p99 of good clients {quiet.p99_ms():.0f} → {abused.p99_ms():.0f} ms")
-        assert abused.p99_ms() <= 2 * quiet.p99_ms() + 10
+    await exact(edge, *(good for good in (*quiet, *abused) if good.answers))
+    seen(f"{silent} silent and {OF_EACH} of each other kind cut within {latest_s:.1f} s")
+    if elsewhere is not None:
+        # That of the middle round: what else the machine does for a second or two spoils one or two of them.
+        before, after = (median(good.p99_ms() for good in each) for each in (quiet, abused))
+        seen(f"p99 of good clients, with the abuse elsewhere and here, {before:.0f} → {after:.0f} ms")
+        assert after <= 2 * before + 10
 
 
 async def only_ours(edge: Edge) -> bool:

@@ -3,20 +3,25 @@
 import asyncio
 import base64
 import contextlib
+import itertools
 import json
 import resource
+import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from tests.adversity.abuse import watched
 from tests.adversity.good import Good, exact
 from tests.integration.edge import KEY, Edge, Wire, an_event, until
 
-from drm_ingest.settings import KiB, MiB
+from drm_ingest.settings import KiB, MiB, Settings
+from drm_ingest.up.kafka import Kafka
 
 HELLO_S = 3.0
 BOUNDS = {
@@ -277,3 +282,87 @@ async def test_more_than_may_be_held_is_closed_with_1013_and_http_gets_503_meanw
     await until(lambda: none_open(edge))
     assert (await edge.post(an_event())).status_code == 200
     seen("messages of 0.4 MiB where 2 MiB may be held: closed with 1013")
+
+
+def numbered(events: list[Any], at_once: int = 1) -> Iterator[bytes]:
+    """Message after message of these, so many in a piece."""
+    body = json.dumps(events).encode()
+    numbers = itertools.count()
+    while True:
+        yield b"".join(frame(TEXT, b'{"seq":%d,"events":%b}' % (next(numbers), body)) for _ in range(at_once))
+
+
+def padded(size: int) -> dict[str, Any]:
+    """Return an event that is refused: what Kafka has not acknowledged is bounded elsewhere."""
+    return {"type": "", "padding": "x" * size}
+
+
+WAITING: dict[str, Callable[[], Iterable[bytes]]] = {
+    "long messages": lambda: numbered([padded(1000)] * 480),
+    "answers that nobody reads": lambda: numbered([padded(1)] * 1000),
+    "many messages": lambda: numbered([padded(1000)], 100),
+    "a long message before tiny ones": lambda: itertools.chain(
+        itertools.islice(numbered([padded(480_000)]), 1), repeat(frame(TEXT, b"{}") * 10_000)
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sockets", "seconds"),
+    [
+        *((kind, 60, 2) for kind in tuple(WAITING)[:2]),
+        *(pytest.param(kind, 200, 8, marks=[pytest.mark.slow, pytest.mark.timeout(600)]) for kind in WAITING),
+    ],
+)
+@pytest.mark.usefixtures("many_files")
+async def test_messages_and_answers_that_wait_take_no_more_than_they_may(
+    start_edge: Callable[..., Edge], seen: Callable[[str], None], kind: str, sockets: int, seconds: float
+) -> None:
+    # Patient, for hundreds that wait for each other.
+    edge = start_edge(request_body_timeout_s=60, produce_deadline_s=60, websocket_handshakes_per_s_max=1000)
+    with watched(edge.process.pid, edge.url) as cost:
+        await asyncio.gather(*(pour(edge, WAITING[kind](), seconds) for _ in range(sockets)))
+    each = cost.grown_bytes / sockets
+    seen(f"{kind} on {sockets} connections: {each / KiB:.0f} KiB each")
+    assert each < 1 * MiB
+    await until(lambda: none_open(edge), within_s=60)
+    assert (await edge.post(an_event())).status_code == 200
+
+
+@pytest.mark.usefixtures("many_files")
+@pytest.mark.parametrize("sockets", [30, pytest.param(150, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+async def test_results_that_wait_for_kafka_take_no_more_than_they_may(
+    settings: Settings,
+    spare_kafka: Callable[[], Kafka],
+    tmp_path: Path,
+    seen: Callable[[str], None],
+    sockets: int,
+) -> None:
+    kafka = await asyncio.to_thread(spare_kafka)
+    patient = {"kafka_bootstrap": kafka.bootstrap, "produce_deadline_s": 30, "websocket_handshakes_per_s_max": 1000}
+    edge = Edge.start(settings.model_copy(update=patient), tmp_path / "edge.log")
+    one_is_kept = [an_event(), *({"type": ""} for _ in range(999))]
+    try:
+        kafka.signal(signal.SIGSTOP)
+        with watched(edge.process.pid, edge.url) as cost:
+            await asyncio.gather(*(pour(edge, numbered(one_is_kept), 4) for _ in range(sockets)))
+        kafka.signal(signal.SIGCONT)
+        each = cost.grown_bytes / sockets
+        seen(f"messages of 1,000 results on {sockets} connections without Kafka: {each / KiB:.0f} KiB each")
+        assert each < 1 * MiB
+        await until(lambda: none_open(edge), within_s=60)
+    finally:
+        kafka.signal(signal.SIGCONT)
+        edge.process.kill()
+        edge.process.wait()
+
+
+async def pour(edge: Edge, frames: Iterable[bytes], seconds: float) -> None:
+    """Send for so long, as fast as it is taken; read no answer."""
+    async with opened(edge) as wire:
+        wire.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            async with asyncio.timeout(seconds):
+                for piece in frames:
+                    await wire.send(piece)
+        wire.writer.transport.abort()  # else closing waits until the edge has read everything

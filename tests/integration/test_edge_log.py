@@ -76,7 +76,7 @@ async def test_a_request_for_another_path_is_a_line_too(edge: Edge) -> None:
 
 
 async def test_what_was_refused_over_a_websocket_is_in_the_log(start_edge: Callable[..., Edge]) -> None:
-    edge = start_edge(request_events_max=2)
+    edge = start_edge(websocket_message_events_max=2)
     async with a_socket(edge) as socket:
         await told(socket)
         await tell(socket, {"seq": 1, "events": [an_event(), an_event(data={"state": 7})]})

@@ -142,9 +142,9 @@ def children(pid: int) -> set[int]:
 
 
 async def test_without_kafka_it_answers_503_in_time_and_recovers(
-    private_kafka: Callable[[], Kafka], database: str, tmp_path: Path
+    spare_kafka: Callable[[], Kafka], database: str, tmp_path: Path
 ) -> None:
-    broker = await asyncio.to_thread(private_kafka)
+    broker = await asyncio.to_thread(spare_kafka)
     settings = make_settings(broker, database).model_copy(update={"produce_deadline_s": 3})
     edge = await asyncio.to_thread(Edge.start, settings, tmp_path / "edge.log")
     try:
@@ -172,9 +172,9 @@ async def test_without_kafka_it_answers_503_in_time_and_recovers(
 
 
 async def test_without_kafka_a_websocket_is_told_to_retry_and_a_new_one_to_come_later(
-    private_kafka: Callable[[], Kafka], database: str, tmp_path: Path
+    spare_kafka: Callable[[], Kafka], database: str, tmp_path: Path
 ) -> None:
-    broker = await asyncio.to_thread(private_kafka)
+    broker = await asyncio.to_thread(spare_kafka)
     settings = make_settings(broker, database).model_copy(update={"produce_deadline_s": 3})
     edge = await asyncio.to_thread(Edge.start, settings, tmp_path / "edge.log")
     try:
@@ -196,9 +196,9 @@ async def test_without_kafka_a_websocket_is_told_to_retry_and_a_new_one_to_come_
 
 
 async def test_a_sender_that_left_before_its_503_is_counted_as_unknown(
-    private_kafka: Callable[[], Kafka], database: str, tmp_path: Path
+    spare_kafka: Callable[[], Kafka], database: str, tmp_path: Path
 ) -> None:
-    broker = await asyncio.to_thread(private_kafka)
+    broker = await asyncio.to_thread(spare_kafka)
     settings = make_settings(broker, database).model_copy(update={"produce_deadline_s": 2})
     edge = await asyncio.to_thread(Edge.start, settings, tmp_path / "edge.log")
     try:

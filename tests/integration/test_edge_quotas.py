@@ -111,6 +111,17 @@ async def test_whoever_sends_on_after_a_429_waits_for_each_further_one(
         assert time.monotonic() - pipelined >= 4 * (INSISTENT_PAUSE_S - 0.001)  # uvloop's timers may be that early
 
 
+async def test_whoever_has_spent_all_is_refused_whatever_the_body_holds(start_edge: Callable[..., Edge]) -> None:
+    edge = start_edge()
+    await set_quota(edge, events_per_s=0.01)
+    await spend_all(edge)
+    async with edge.connect() as wire:
+        await wire.send(request(b"x" * 10_000))  # so long that the quota is asked first
+        assert (await wire.reply()).status == 429
+        await wire.send(request(b"x"))  # and so it is for whoever was refused just now
+        assert (await wire.reply()).status == 429
+
+
 async def test_a_quota_that_is_taken_away_limits_no_more(start_edge: Callable[..., Edge]) -> None:
     edge = start_edge()
     await set_quota(edge, events_per_s=0.01)

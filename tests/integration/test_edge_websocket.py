@@ -257,7 +257,7 @@ async def test_a_message_over_the_limit_undoes_none_of_those_before_it(start_edg
 
 
 async def test_too_many_events_in_a_message_are_refused_and_the_next_is_taken(start_edge: Callable[..., Edge]) -> None:
-    edge = start_edge(request_events_max=2)
+    edge = start_edge(websocket_message_events_max=2)
     async with a_socket(edge) as socket:
         await told(socket)
         await tell(socket, {"seq": 1, "events": [an_event()] * 3})

@@ -476,9 +476,9 @@ async def test_after_sigterm_everything_done_is_committed_and_nothing_comes_twic
 
 
 async def test_a_broker_that_restarts_costs_nothing(
-    settings: Settings, private_kafka: Callable[[], Kafka], database: str
+    settings: Settings, spare_kafka: Callable[[], Kafka], database: str
 ) -> None:
-    broker = private_kafka()
+    broker = spare_kafka()
     own = settings.model_copy(update={"kafka_bootstrap": broker.bootstrap, "topic_prefix": f"own-{uuid.uuid4().hex}"})
     async for path in make_path(own):
         async with enriching(own):

@@ -80,6 +80,14 @@ async def test_revoking_all_keys_of_a_sender_revokes_those_of_its_fleets(admin: 
         assert {item["revoked_at"] is not None for item in listed} == {gone}
 
 
+async def test_a_fleets_key_that_would_have_ended_already_is_not_registered(admin: httpx.AsyncClient) -> None:
+    sender = await make_sender(admin)
+    sent = {"public_key": public(new_private_key()).pem, "expires_at": "2026-01-01T00:00:00Z"}
+    answer = await admin.post(f"/v1/senders/{sender}/fleet-keys", json=sent)
+    assert (answer.status_code, answer.json()["violations"][0]["pointer"]) == (422, "/expires_at")
+    assert (await admin.get(f"/v1/senders/{sender}/fleet-keys")).json()["items"] == []
+
+
 async def test_a_private_key_is_refused_and_not_repeated(admin: httpx.AsyncClient) -> None:
     sender = await make_sender(admin)
     for sent in (private_pem(new_private_key()).decode(), {"kty": "OKP", "crv": "Ed25519", "x": "AA", "d": "SECRETd"}):
@@ -126,7 +134,7 @@ async def test_a_gateway_asks_for_the_fate_of_its_own_devices_only(admin: httpx.
 
 
 async def test_every_route_of_serve_needs_a_key_of_the_right_role(serve_app: FastAPI, ask: Ask) -> None:
-    """Whatever is added: only GET /v1/events is open to a sender, only GETs outside of /v1/senders to a reader."""
+    """Whatever is added: only GET /v1/events is open to a sender, only GETs but of senders and keys to a reader."""
     by_role = {"": await ask(key="")} | {role: await ask(role, role) for role in ("sender", "reader")}
     operations = [
         (method.upper(), path)
@@ -139,7 +147,8 @@ async def test_every_route_of_serve_needs_a_key_of_the_right_role(serve_app: Fas
         filled = path.replace("{", "").replace("}", "")  # no such thing, but that is told only to those who may ask
         for role, client in by_role.items():
             answer = await client.request(method, filled, json={} if method in ("POST", "PUT", "PATCH") else None)
-            allowed = (role == "reader" and method == "GET" and not path.startswith("/v1/senders")) or (
+            kept = path.startswith(("/v1/senders", "/v1/keys"))
+            allowed = (role == "reader" and method == "GET" and not kept) or (
                 role == "sender" and (method, path) == ("GET", "/v1/events")
             )
             wanted = "not refused" if allowed else "unauthenticated" if not role else "forbidden"
@@ -198,6 +207,7 @@ async def test_a_device_with_a_token_writes_as_itself_and_as_nobody_else(
         answer = await edge.post([an_event(subject)], key=credential)
         assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
         assert answer.json()["missing_scopes"] == ["devices"]
+        assert answer.json()["detail"].startswith(f"This token or key writes only as its own device, {own};")
     link = await edge.post([an_event(own, type="identity.linked", data={})], key=credential)
     assert (link.status_code, link.json()["missing_scopes"]) == (403, ["identities"])
     mixed = await edge.post([an_event(own), an_event(other)], key=credential)
@@ -212,6 +222,7 @@ async def test_a_fleet_signs_for_its_own_devices_only(edge: Edge, registry: Admi
     await answers(edge, token(key, "meter-7"), 200, an_event())
     foreign = await edge.post([an_event()], key=token(key, "pump-1"))
     assert (foreign.status_code, foreign.json()["missing_scopes"]) == (403, ["devices"])
+    assert "does not list it" in foreign.json()["detail"]
     type_ = await edge.post([an_event(type="app.interaction", data={})], key=token(key, "meter-7"))
     assert (type_.status_code, type_.json()["missing_scopes"]) == (403, ["types"])
 

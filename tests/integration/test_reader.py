@@ -280,18 +280,18 @@ async def test_readers_that_come_and_go_lose_nothing_and_repeat_nothing(settings
     async def write_on() -> None:
         nonlocal total
         while not enough.is_set():
-            await write(settings, topic, range(total, total + 300))
-            total += 300
-            await asyncio.sleep(0.1)
+            await write(settings, topic, range(total, total + 60))
+            total += 60
+            await asyncio.sleep(0.1)  # slowly: who has read all waits for the others only
 
     async with running(first):
         writing = asyncio.create_task(write_on())
-        await until(lambda: len(first.done) > 200)
+        await until(lambda: len(first.done) > 60)
         async with running(second):
-            await until(lambda: len(second.done) > 200)
+            await until(lambda: len(second.done) > 60)
             assert len(first.reader.assigned) + len(second.reader.assigned) == PARTITIONS
             async with running(third):
-                await until(lambda: len(third.done) > 100)
+                await until(lambda: len(third.done) > 60)
         await until(lambda: len(first.reader.assigned) == PARTITIONS)
         enough.set()
         await writing
@@ -398,8 +398,8 @@ async def test_a_worker_silent_for_too_long_loses_its_partitions_and_comes_back(
         assert sorted(found) == [30, 31, 32]
 
 
-async def test_a_restarted_broker_is_read_on_from(settings: Settings, private_kafka: Callable[[], Kafka]) -> None:
-    kafka = await asyncio.to_thread(private_kafka)
+async def test_a_restarted_broker_is_read_on_from(settings: Settings, spare_kafka: Callable[[], Kafka]) -> None:
+    kafka = await asyncio.to_thread(spare_kafka)
     settings = settings.model_copy(update={"kafka_bootstrap": kafka.bootstrap})
     await create(settings, [])
     topic = Topics.of(settings).ingress
@@ -415,6 +415,26 @@ async def test_a_restarted_broker_is_read_on_from(settings: Settings, private_ka
         await until(lambda: {*worker.done} >= {*range(60)})
         assert time.monotonic() - back_at < 30
         await until(lambda: worker.reader.ready)
+
+
+async def test_a_client_that_stopped_looking_for_brokers_looks_again(settings: Settings) -> None:
+    await create(settings, [])
+    topic = Topics.of(settings).ingress
+    worker = Worker(settings, topic)
+    async with running(worker):
+        await until(lambda: worker.reader.ready)
+        client = worker.reader._group._consumer._client
+        update = client._metadata_update
+
+        async def fails_once(*arguments: object) -> object:
+            client._metadata_update = update
+            raise RuntimeError("unable to perform operation; the handler is closed")  # as uvloop has it
+
+        client._metadata_update = fails_once
+        async with asyncio.timeout(10):
+            assert await client.force_metadata_update()
+        await write(settings, topic, range(3))
+        await until(lambda: len(worker.done) >= 3)
 
 
 async def delete_before(settings: Settings, partition: TopicPartition, offset: int) -> None:

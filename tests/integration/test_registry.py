@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID
 
@@ -153,6 +153,59 @@ async def test_whoever_guesses_keys_is_refused_unlooked_at_and_keys_in_use_go_on
     assert int(answer.headers["retry-after"]) >= 1
     assert (await (await ask(key=unused)).get("/v1/parties")).status_code == 429
     assert (await in_use.get("/v1/parties")).status_code == 200
+
+
+async def test_a_key_that_would_have_ended_already_is_not_made(admin: httpx.AsyncClient) -> None:
+    sender = (await admin.post("/v1/senders", json={"name": "visitor"})).json()["id"]
+    second, in_rome = timedelta(seconds=1), timezone(timedelta(hours=1))
+    for past in (datetime.now(UTC) - second, (datetime.now(UTC) - second).astimezone(in_rome)):
+        answer = await admin.post(f"/v1/senders/{sender}/keys", json={"expires_at": past.isoformat()})
+        problem = refused(answer, 422, "invalid_parameters")
+        assert problem["violations"][0]["pointer"] == "/expires_at"
+        assert problem["detail"].startswith("/expires_at: Must lie ahead: here it is 20")
+    assert (await admin.get(f"/v1/senders/{sender}/keys")).json()["items"] == []
+
+
+async def test_whose_a_key_is_is_found_by_its_first_characters_and_it_is_revoked_by_that(
+    admin: httpx.AsyncClient, ask: Ask
+) -> None:
+    made = []
+    for name in ("back office", "night shift"):
+        sender = (await admin.post("/v1/senders", json={"name": name, "role": "reader"})).json()
+        made.append((sender, (await admin.post(f"/v1/senders/{sender['id']}/keys")).json()))
+    (_, other), (sender, key) = made
+    [found] = (await admin.get("/v1/keys", params={"prefix": key["prefix"]})).json()["items"]
+    assert found == {name: value for name, value in key.items() if name != "key"} | {
+        "sender": sender["id"], "sender_name": "night shift",
+    }  # fmt: skip
+    assert (await admin.delete(f"/v1/senders/{found['sender']}/keys/{found['id']}")).json() == {"revoked": 1}
+    refused(await (await ask(key=key["key"])).get("/v1/parties"), 401, "unauthenticated")
+    assert (await (await ask(key=other["key"])).get("/v1/parties")).status_code == 200
+    [found] = (await admin.get("/v1/keys", params={"prefix": key["prefix"]})).json()["items"]
+    assert found["revoked_at"]  # and the log of its last tries can still be understood
+    assert (await admin.get("/v1/keys?prefix=drm_________")).json() == {"items": [], "next": None}
+
+
+async def test_two_keys_that_begin_alike_are_told_page_by_page(
+    admin: httpx.AsyncClient, db: asyncpg.Connection
+) -> None:
+    sender = (await admin.post("/v1/senders", json={"name": "fleet"})).json()["id"]
+    made = [(await admin.post(f"/v1/senders/{sender}/keys")).json() for _ in range(2)]
+    await db.execute("update sender_key set prefix = $1 where sender = $2", made[0]["prefix"], UUID(sender))
+    query = {"prefix": made[0]["prefix"], "limit": "1"}
+    first = (await admin.get("/v1/keys", params=query)).json()
+    second = (await admin.get("/v1/keys", params=query | {"cursor": first["next"]})).json()
+    assert [page["items"][0]["id"] for page in (first, second)] == [key["id"] for key in made]
+    assert second["next"] is None
+
+
+async def test_a_whole_key_is_not_looked_for_and_not_repeated(admin: httpx.AsyncClient) -> None:
+    key = admin.headers["authorization"].removeprefix("Bearer ")
+    for prefix in (key, key[:11], "x" * 12, key[:11] + "ä", key[:12] + "\n"):
+        problem = refused(await admin.get("/v1/keys", params={"prefix": prefix}), 422, "invalid_parameters")
+        assert "the first 12 characters" in problem["detail"]
+        assert prefix not in str(problem)
+    refused(await admin.get("/v1/keys"), 422, "invalid_parameters")
 
 
 async def test_an_expired_key_is_refused(admin: httpx.AsyncClient, db: asyncpg.Connection, ask: Ask) -> None:
@@ -368,13 +421,13 @@ async def test_what_makes_no_sense_is_refused_where_it_is(admin: httpx.AsyncClie
         ({"subject": "party:crm:none", "role": "buys_from"}, "/subject", "crm:none"),
         ({"subject": f"party:{ada}", "role": "buys_from"}, "/party", "itself"),
         ({"valid_to": MARCH}, "/valid_to", "later"),
-        ({"valid_from": "2026-03-01T00:00:00"}, "/valid_from", "timezone"),
+        ({"valid_from": "2026-03-01T00:00:00"}, "/valid_from", "with an offset"),
         ({"valid_from": "0001-01-01T00:00:00+14:00"}, "/valid_from", "years"),
         ({"valid_from": "9999-12-31T23:59:59.999999Z"}, "/valid_from", "years"),
-        ({"subject": ""}, "/subject", "1"),
+        ({"subject": ""}, "/subject", "empty"),
         ({"subject": "x" * 201}, "/subject", "200"),
         ({"subject": "a\0b"}, "/subject", "NUL"),
-        ({"valid_until": APRIL}, "/valid_until", "not permitted"),
+        ({"valid_until": APRIL}, "/valid_until", "nothing of this name"),
     ):
         relation = {"subject": "meter-7", "role": "owner", "party": ada, "valid_from": MARCH} | wrong
         problem = refused(await admin.post("/v1/relationships", json=relation), 422, "invalid_parameters")
@@ -469,6 +522,45 @@ async def test_a_cursor_is_good_only_for_its_list_and_filters(admin: httpx.Async
 async def test_a_wrong_parameter_is_named(admin: httpx.AsyncClient, query: str) -> None:
     problem = refused(await admin.get(f"/v1/parties?{query}"), 422, "invalid_parameters")
     assert problem["violations"][0]["parameter"] == query.partition("=")[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "sent", "place", "detail"),
+    [
+        ("POST", "/v1/senders", {}, "/name", "Must be given."),
+        ("POST", "/v1/senders", [], "", "Must be a JSON object."),
+        ("POST", "/v1/senders", {"name": ""}, "/name", "Must not be empty."),
+        ("POST", "/v1/senders", {"name": "x" * 101}, "/name", "Must have at most 100 characters."),
+        ("POST", "/v1/senders", {"name": 7}, "/name", "Must be a string."),
+        ("POST", "/v1/senders", {"name": "a\0b"}, "/name", "Must not contain NUL."),
+        ("POST", "/v1/senders", {"name": "a", "role": "boss"}, "/role", "Must be 'sender', 'reader' or 'admin'."),
+        ("POST", "/v1/senders", {"name": "a", "nam/e": 1}, "/nam~1e",
+         "There is nothing of this name here; /docs lists what there is."),
+        ("PUT", "/v1/senders/{id}/quota", {"events_per_s": "ten"}, "/events_per_s", "Must be a number."),
+        ("PUT", "/v1/senders/{id}/quota", {"burst_s": 3601}, "/burst_s", "Must be at most 3600."),
+        ("PUT", "/v1/senders/{id}/quota", {"burst_s": 0.5}, "/burst_s", "Must be a whole number."),
+        ("POST", "/v1/senders/{id}/keys", {"expires_at": "tomorrow"}, "/expires_at",
+         "Must be a time in RFC 3339 with an offset, as in 2026-11-22T10:00:00Z."),
+        ("POST", "/v1/senders/{id}/keys", {"scope": {"types": []}}, "/scope/types", "Must not be empty."),
+        ("POST", "/v1/senders/{id}/keys", {"scope": {"types": "x"}}, "/scope/types", "Must be a JSON array."),
+        ("POST", "/v1/senders/{id}/keys", {"scope": {"devices": ["a", 7]}}, "/scope/devices/1", "Must be a string."),
+        ("POST", "/v1/senders/{id}/keys", {"scope": {"parties": "si"}}, "/scope/parties", "Must be true or false."),
+        ("POST", "/v1/senders/{id}/fleet-keys", {"public_key": 7}, "/public_key",
+         "Must be a string or a JSON object."),
+        ("POST", "/v1/senders/{id}/fleet-keys", {"public_key": "x" * 4001}, "/public_key",
+         "Must have at most 4000 characters."),
+        ("POST", "/v1/parties", {"kind": "vendor", "name": "a", "refs": {"C[": "1"}}, "/refs/C[",
+         "Must match ^[a-z][a-z0-9-]{0,39}$."),
+        ("GET", "/v1/parties?limit=x", None, "limit", "Must be a whole number."),
+        ("GET", "/v1/senders/me", None, "sender", "Must be an id, as in 01a202fd-12a9-75d6-a27e-21b5246620a3."),
+    ],
+)  # fmt: skip
+async def test_what_is_wrong_is_said_where_it_is_and_with_what_is_expected(
+    admin: httpx.AsyncClient, method: str, path: str, sent: object, place: str, detail: str
+) -> None:
+    problem = refused(await admin.request(method, path.format(id=UUID(int=7)), json=sent), 422, "invalid_parameters")
+    assert problem["violations"] == [{"pointer" if sent is not None else "parameter": place, "detail": detail}]
+    assert problem["detail"] == f"{place or 'the body'}: {detail}"
 
 
 # -- whatever is sent, never a 500 ------------------------------------------------------------------------------------

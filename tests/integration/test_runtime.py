@@ -57,8 +57,8 @@ async def test_kafka_keeps_what_it_acknowledged_when_stopped_and_when_killed(
     assert await _read(kafka.bootstrap, "t", 3) == [b"before the stop", b"before the kill", b"after both"]
 
 
-async def test_two_kafkas_run_side_by_side(kafka: Kafka, private_kafka: Callable[[], Kafka]) -> None:
-    other = private_kafka()
+async def test_two_kafkas_run_side_by_side(kafka: Kafka, spare_kafka: Callable[[], Kafka]) -> None:
+    other = spare_kafka()
     await _create(other.bootstrap, "only-here")
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
     await admin.start()

@@ -254,9 +254,9 @@ async def test_at_a_rate_it_keeps_the_recordings_pace_and_cuts_batches_by_time(e
 
 
 async def test_it_waits_as_long_as_the_edge_asks_while_kafka_is_stopped_and_loses_nothing(
-    start_edge: Callable[..., Edge], private_kafka: Callable[[], Kafka], tmp_path: Path
+    start_edge: Callable[..., Edge], spare_kafka: Callable[[], Kafka], tmp_path: Path
 ) -> None:
-    kafka = private_kafka()
+    kafka = spare_kafka()
     edge = start_edge(
         kafka_bootstrap=kafka.bootstrap, produce_deadline_s=1.5, produce_request_timeout_s=1, retry_after_s=3
     )

@@ -132,7 +132,11 @@ async def test_it_answers_503_while_postgres_is_away_and_goes_on_when_it_is_back
                 answer = await client.get(path)
                 assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable"), answer.text
                 assert int(answer.headers["retry-after"]) >= 1
-            assert (await serve.until(client, "/health/ready", 503)).headers["retry-after"]
+            answer = await serve.until(client, "/health/ready", 503)
+            assert answer.headers["retry-after"]
+            what, _, to_do = answer.json()["detail"].partition(" · ")
+            assert what.startswith("Postgres cannot be used: it "), what
+            assert to_do
 
         await serve.until(client, "/health/live", 200)  # it starts without Postgres
         await expect_unavailable()

@@ -198,7 +198,7 @@ def test_too_many_events_are_413() -> None:
         refused = refusal(body, content_type, request_events_max=2)
         assert (refused.problem.code, refused.problem.status, refused.members) == ("too_many_events", 413, {"limit": 2})
     with pytest.raises(Refusal):
-        admit(request_events_max=2).events(events, SENDER, RECEIPT)
+        admit(websocket_message_events_max=2).events(events, SENDER, RECEIPT)
 
 
 @pytest.mark.parametrize(

@@ -92,3 +92,15 @@ def test_chunks_without_content_are_counted(size: int) -> None:
     for _ in range(3):
         request.feed(b"1;" + b"x" * size if not request.framing_bytes else b"x" * size, 0)
     assert request.framing_bytes == 3 * size + 2
+
+
+def test_what_comes_behind_a_request_in_one_read_is_the_next_one() -> None:
+    one = HEAD + b"Content-Length: 3\r\n\r\nabc"
+    other = HEAD + b"Content-Length: 4\r\n\r\ndefg"
+    chunked = HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+    assert read([one, one + other[:60], other[60:] + chunked + one, other]) == [
+        b"abc", b"abc", b"defg", b"hi", b"abc", b"defg",
+    ]  # fmt: skip
+    request, data = Request(), one + b"nonsense"
+    at = request.feed(data, request.feed(data, 0))
+    assert (request.complete, request.body(), data[at:]) == (True, b"abc", b"nonsense")  # to be refused in its turn

@@ -31,6 +31,7 @@ class Client:
     def __init__(self, **connections: Connection) -> None:
         self._conns = connections
         self._request_timeout_ms = 20_000
+        self._sync_task = None
 
     async def _get_conn(self, name: str) -> Connection | None:
         return self._conns.get(name)

@@ -41,6 +41,14 @@ def test_a_gateway_writes_for_no_other_device(device: str) -> None:
     assert "(devices)" in admitted.results[0].detail
 
 
+@pytest.mark.parametrize("entry", ["*-meter", "site-*-meter", "*-*"])
+def test_a_star_that_is_not_at_the_end_is_a_letter(entry: str) -> None:
+    own = entry.removesuffix("*")
+    assert told(gateway([entry]), event(subject=own)).accepted == 1
+    for other in ("a-meter", "site-a-meter", "-meter", "site--meter"):
+        assert not told(gateway([entry]), event(subject=other)).accepted
+
+
 @pytest.mark.parametrize(
     ("limits", "subject", "type_", "code", "missing"),
     [
@@ -82,6 +90,13 @@ def test_when_every_event_is_foreign_the_answer_names_what_is_missing_and_each_e
     results = answer["results"]
     assert isinstance(results, list)
     assert len(results) == 2
+
+
+def test_a_device_that_writes_as_another_is_told_which_it_is() -> None:
+    device = Credential("1", "fleet", "sender", "meter-7")
+    answer = problem(told(device, event(subject="meter-8"), event(subject="party:crm:778")))
+    assert (answer["code"], answer["missing_scopes"]) == ("forbidden", ["devices"])
+    assert str(answer["detail"]).startswith("This token or key writes only as its own device, meter-7;")
 
 
 def test_what_is_wrong_besides_is_no_matter_of_scope() -> None:

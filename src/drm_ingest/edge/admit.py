@@ -64,7 +64,9 @@ class Admitted:
     def forbidden(self) -> Refusal:
         """The problem of that."""
         missing = sorted(set(self.out_of_scope))
-        return Refusal("forbidden", ALL_FORBIDDEN.format(", ".join(missing)), missing_scopes=missing)
+        details = {result.detail for result in self.results}
+        detail = details.pop() if len(details) == 1 else ALL_FORBIDDEN.format(", ".join(missing))
+        return Refusal("forbidden", detail, missing_scopes=missing)
 
     def answer(self, request_id: str) -> bytes:
         """Return the JSON of the answer: for a 200; or, all rejected, for the 422 or 403 (a problem, with results)."""
@@ -150,7 +152,7 @@ class Admit:
             Refusal: as `events`.
         """
         refuse_readers(credential)
-        refuse_too_many(len(events), self._settings.request_events_max)
+        refuse_too_many(len(events), self._settings.websocket_message_events_max)
         values = [bytes(event).strip(WHITE) for event in events]
         return (yield from self._slices(values, b"\n".join(values), credential, receipt))
 
@@ -171,13 +173,13 @@ class Admit:
         return admitted
 
     def events(self, events: Sequence[bytes | Raw | memoryview], credential: Credential, receipt: Receipt) -> Admitted:
-        """Admit events that arrived one by one or were cut apart already.
+        """Admit the events of a WebSocket message.
 
         Raises:
             Refusal: there are too many, or the credential may not send.
         """
         refuse_readers(credential)
-        refuse_too_many(len(events), self._settings.request_events_max)
+        refuse_too_many(len(events), self._settings.websocket_message_events_max)
         values = [bytes(event).strip(WHITE) for event in events]
         return self._admit(values, b"\n".join(values), credential, receipt)
 

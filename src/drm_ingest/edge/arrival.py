@@ -9,6 +9,8 @@ from drm_ingest.edge.take import Take
 from drm_ingest.errors import Refusal
 
 _READ_OVER_BYTES = 64 * 1024
+_LITTLE_BYTES = 1024
+"""An event of that size is judged as quickly as a request is refused: not worth a look at its quota beforehand."""
 
 
 class Arrival(Request):
@@ -48,15 +50,16 @@ class Arrival(Request):
         self._release()
         super().close()
 
-    def enter(self) -> None:
-        """The head is complete: decide by it."""
+    def enter(self, *, was_limited: bool = False) -> None:
+        """The head is complete: decide by it; `was_limited`: the answer before was a 429, and so may this one be."""
         headers, take = self.headers, self._take
         self._waited = False
         self.request_id = take.request_id(headers)
         self._clock_offset_ms = take.clock_offset_ms(headers) if b"date" in headers else 0
         self.expects_continue = b"expect" in headers
+        spends_at_once = self.complete and not was_limited and self.body_bytes <= _LITTLE_BYTES
         try:
-            self._credential = take.enter(headers, self.client)
+            self._credential = take.enter(headers, self.client, spends_at_once=spends_at_once)
         except Refusal as refusal:
             self._refuse(refusal)
 

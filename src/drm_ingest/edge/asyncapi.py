@@ -23,7 +23,7 @@ _QUOTA = {
 
 def document(settings: Settings, host: str, *, secure: bool) -> dict[str, Any]:
     """Return the AsyncAPI document; the limits in it are those of the settings, `host` is where it was asked for."""
-    too_many = too_many_events(settings.request_events_max)
+    too_many = too_many_events(settings.websocket_message_events_max)
     sent = {
         "hello": _message(
             "First and once: who, where no header can be set (browsers), and when by the sender's clock.",

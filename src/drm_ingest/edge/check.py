@@ -81,7 +81,7 @@ def own_subject(subject: str | None, device: str) -> str:
         Rejected: subject_forbidden.
     """
     if subject is not None and subject != device:
-        detail = "This credential writes for its own device only; leave subject out."
+        detail = f"This token or key writes only as its own device, {device}; leave subject out."
         raise OutOfScope(EventCode.SUBJECT_FORBIDDEN, "/subject", "devices", detail)
     return device if subject is None else subject
 

@@ -111,7 +111,7 @@ def _of(fleet_key: FleetKey, device: str, expires_at: float) -> Credential:
     scope = fleet_key.scope
     if scope is not None and scope.devices is not None:
         if not scope.devices.match(device):
-            detail = f"The scope (devices) of the fleet's key {fleet_key.kid} does not list the device of the token."
+            detail = f"The fleet's key {fleet_key.kid} may not sign for {device}: its scope (devices) does not list it."
             raise Refusal("forbidden", detail, missing_scopes=["devices"])
         scope = replace(scope, devices=None)
     return Credential(

@@ -121,7 +121,7 @@ class Judge:
 
         credential = request.credential
         device, scope, subject = credential.device, credential.scope, event.subject
-        if device is not None:
+        if device is not None and subject != device:
             subject = own_subject(subject, device)
         if subject is None:
             raise Rejected(EventCode.SUBJECT_MISSING, "/subject")
@@ -130,7 +130,8 @@ class Judge:
             check_party(subject)
             source = credential.sender if source is None else source
         if device is not None or scope is not None:
-            if value.count(b'"subject"') > 1 or value.count(b'"type"') > 1 or b"\\" in value:
+            # Of two types it matters which one counts only where a scope may list types.
+            if value.count(b'"subject"') > 1 or b"\\" in value or (scope is not None and value.count(b'"type"') > 1):
                 refuse_ambiguous(value)
             if scope is not None:
                 scope.refuse(type_, subject)

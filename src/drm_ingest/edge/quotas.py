@@ -91,16 +91,14 @@ class Quotas:
         empty_at = monotonic() + quota.burst_s
         if quota.all.limited:
             senders = self._senders
-            found, find = self._known_senders.get(quota.sender), senders.find
-            at = found[1] if found and senders.tags[found[1]] == found[0] else find(_NOBODY, quota.sender)
+            at = senders.at(_NOBODY, quota.sender)
             if senders.events_paid_at[at] > empty_at or senders.bytes_paid_at[at] > empty_at:
                 _refuse(senders, at, quota, quota.all, empty_at)
         if quota.device.limited and credential.bucket:
-            devices, name, sender = self._devices, credential.bucket, quota.sender
-            found = devices.known(sender).get(name)
-            at = found[1] if found and devices.tags[found[1]] == found[0] else devices.find(sender, name)
+            devices = self._devices
+            at = devices.at(quota.sender, credential.bucket)
             if devices.events_paid_at[at] > empty_at or devices.bytes_paid_at[at] > empty_at:
-                _refuse(devices, at, quota, quota.device, empty_at, name)
+                _refuse(devices, at, quota, quota.device, empty_at, credential.bucket)
 
     def spend(self, quota: Quota, admitted: "Admitted", bucket: bytes = b"") -> None:
         """Take what a request costs, all of it or, refused, nothing.
@@ -108,46 +106,44 @@ class Quotas:
         `bucket` is that of the credential, all of whose events are its device's own.
 
         The hot path of a sender with quotas, which is why what a request with one device needs is all here, without a
-        call or a list: amid all else that a request does, each step of Python costs thrice what it does in a loop of
-        its own. `_refuse`, which says why, is called only when there is a reason.
+        call or a list, and each number is read once: amid all else that a request does, each step of Python costs
+        thrice what it does in a loop of its own. `_refuse`, which says why, is called only when there is a reason.
 
         Raises:
             Refusal: rate_limited.
         """
         now = monotonic()
-        senders, devices, spent, records = self._senders, self._devices, self.spent, admitted.records
+        senders, spent, records = self._senders, self.spent, admitted.records
         sender, all_, each = quota.sender, quota.all, quota.device
         empty_at = now + quota.burst_s
         if all_.limited:
             found = self._known_senders.get(sender)
             at = found[1] if found and senders.tags[found[1]] == found[0] else senders.find(_NOBODY, sender)
-            if senders.events_paid_at[at] > empty_at or senders.bytes_paid_at[at] > empty_at:
+            all_events_paid, all_bytes_paid = senders.events_paid_at[at], senders.bytes_paid_at[at]
+            if all_events_paid > empty_at or all_bytes_paid > empty_at:
                 _refuse(senders, at, quota, all_, empty_at)
         if each.limited and records:
             if bucket or len(records) == 1:
-                name, events_paid_at, bytes_paid_at = (
-                    bucket or records[0][0],
-                    devices.events_paid_at,
-                    devices.bytes_paid_at,
-                )
+                devices, name = self._devices, bucket or records[0][0]
                 found = devices.known(sender).get(name)
                 own = found[1] if found and devices.tags[found[1]] == found[0] else devices.find(sender, name)
-                events_paid, bytes_paid = events_paid_at[own], bytes_paid_at[own]
+                events_paid, bytes_paid = devices.events_paid_at[own], devices.bytes_paid_at[own]
                 if events_paid > empty_at or bytes_paid > empty_at:
                     _refuse(devices, own, quota, each, empty_at, name)
                 size = len(records[0][1]) if len(records) == 1 else sum([len(value) for _, value, _ in records])
                 events_s, bytes_s = len(records) * each.event_s, size * each.byte_s
-                if events_s:
-                    events_paid_at[own] = (events_paid if events_paid > now else now) + events_s
-                if bytes_s:
-                    bytes_paid_at[own] = (bytes_paid if bytes_paid > now else now) + bytes_s
+                devices.events_paid_at[own] = (events_paid if events_paid > now else now) + events_s
+                devices.bytes_paid_at[own] = (bytes_paid if bytes_paid > now else now) + bytes_s
                 if spent is not None:
                     _note(spent.devices, devices.tags[own], events_s, bytes_s)
             else:
                 self._spend_each(quota, records, now)
+                if all_.limited:  # that took a while, in which other workers gave out something
+                    all_events_paid, all_bytes_paid = senders.events_paid_at[at], senders.bytes_paid_at[at]
         if all_.limited:
             events_s, bytes_s = admitted.received * all_.event_s, admitted.body_bytes * all_.byte_s
-            _charge(senders.paid_at, at, events_s, bytes_s, now)
+            senders.events_paid_at[at] = (all_events_paid if all_events_paid > now else now) + events_s
+            senders.bytes_paid_at[at] = (all_bytes_paid if all_bytes_paid > now else now) + bytes_s
             if spent is not None:
                 _note(spent.senders, senders.tags[at], events_s, bytes_s)
 

@@ -47,7 +47,7 @@ class Replies:
     """What a connection still owes."""
 
     __slots__ = (
-        "_limits", "_pause", "_refused", "_sent", "_server_state", "_tell", "_transport", "any_sent", "last", "owed",
+        "_limits", "_pause", "_sent", "_server_state", "_tell", "_transport", "any_sent", "last", "owed", "was_limited",
     )  # fmt: skip
 
     def __init__(
@@ -68,7 +68,8 @@ class Replies:
         self.last = False
         """Say with the last answer owed that the connection closes."""
         self.any_sent = False
-        self._refused = False  # the last answer was a 429
+        self.was_limited = False
+        """The last answer was a 429."""
         self._pause: asyncio.TimerHandle | None = None
 
     def owe(self, header_lines: bytes, *, keep_alive: bool) -> Exchange:
@@ -82,10 +83,10 @@ class Replies:
         owed = self.owed
         while self._pause is None and owed and (answer := owed[0].answer) is not None:
             too_many = answer.status == TOO_MANY
-            if too_many and self._refused and not owed[0].waited and not self.last:
+            if too_many and self.was_limited and not owed[0].waited and not self.last:
                 self._pause = asyncio.get_running_loop().call_later(INSISTENT_PAUSE_S, self._go_on)
                 break
-            self._refused = too_many
+            self.was_limited = too_many
             exchange = owed.popleft()
             closes = not exchange.keep_alive or (self.last and not owed)
             lines = self._limits.date_line + exchange.header_lines

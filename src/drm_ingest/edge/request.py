@@ -1,7 +1,8 @@
 """One request after another out of a connection's bytes: where each ends, its headers, its body.
 
 llhttp (in httptools) reads the bytes and is strict: both Content-Length and Transfer-Encoding, two lengths, bare line
-feeds and folded headers are errors. It is fed one block at a time, so that it never runs into the next request.
+feeds and folded headers are errors. It is fed one block at a time, so that it never runs into the next request; or, as
+long as reads bring nothing but one request, all that was read.
 """
 
 import httptools
@@ -19,12 +20,13 @@ class Request:
     """The request that is being read; `begin` makes it the next one."""
 
     __slots__ = (
-        "_buffer", "_framing_bytes", "_parser", "_tail", "body_bytes", "complete", "head_bytes", "head_complete",
-        "headers", "keep_alive", "left", "wanted",
+        "_alone", "_buffer", "_framing_bytes", "_parser", "_tail", "body_bytes", "complete", "head_bytes",
+        "head_complete", "headers", "keep_alive", "left", "wanted",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
+        self._alone = True  # so far no read brought anything behind a request
         self.begin()
 
     def begin(self) -> None:
@@ -61,6 +63,8 @@ class Request:
             MalformedRequest: give up the connection.
         """
         size = len(data)
+        if self._alone and not start and not self.head_bytes and self._feed_alone(data, size):
+            return size
         if self.left:
             end = min(start + self.left, size)
             self.left -= end - start
@@ -78,6 +82,29 @@ class Request:
             ours = error.__context__
             raise ours if isinstance(ours, MalformedRequest) else MalformedRequest(str(error)) from None
         return end
+
+    def _feed_alone(self, data: bytes, size: int) -> bool:
+        """Read all of `data` at once, head and body: it begins a request, and hardly ever is there another behind it.
+
+        One call of the parser where block by block it takes two. False: it was more than that, or not to be told;
+        nothing has been read, and what comes on this connection is read block by block from now on.
+        """
+        found = data.find(_EMPTY_LINE)
+        if found < 0:
+            return False
+        head_bytes = found + len(_EMPTY_LINE)
+        try:
+            self._parser.feed_data(data)
+            left = head_bytes + self.left - size
+        except (httptools.HttpParserUpgrade, httptools.HttpParserError):
+            left = -1  # which of them it was comes out again
+        if left < 0 or b"content-length" not in self.headers:
+            self._alone = False
+            self._parser = httptools.HttpRequestParser(self)
+            self.begin()
+            return False
+        self.head_bytes, self.left = head_bytes, left
+        return True
 
     @property
     def framing_bytes(self) -> int:

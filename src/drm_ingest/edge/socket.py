@@ -1,7 +1,8 @@
 """A WebSocket's bytes: uvicorn's protocol, with the bounds that it lacks, and closed so that its client can read why.
 
 What one connection may cost: as long as it has not said who it is, a message of a hello's size; then one message, of so
-many frames, whole within a time; so many pings a second; and an end for whoever does not read, answer or close.
+many frames, whole within a time; so many pings a second; and an end for whoever does not read, answer or close. Nothing
+is read, and of what was read nothing is looked at, before the application asks for the next message.
 """
 
 import logging
@@ -19,7 +20,10 @@ from drm_ingest.edge.take import Take
 
 AUTHENTICATED = "drm.authenticated"
 """The extension of the scope to call once it is known who is at the other end."""
+READ_BY_CLIENT = "drm.read_by_client"
+"""The extension of the scope to wait for until the client has read what it was sent, but for a socket's buffers."""
 _PIECE_BYTES = 16 * 1024  # thousands of frames fit into one read: others have their turn after so much
+_TIMER_S = 0.1  # how exact a timer has to be: uvloop's may be a little early
 _CLOSE_S = 15.0  # for a client to read why, and close; uvicorn's own closing takes 10
 
 
@@ -38,6 +42,10 @@ class Socket(WebSocketsSansIOProtocol):
         self._unauthenticated = True
         self._reads_over = False
         self._rest = bytearray()  # read from the socket, not looked at yet
+        self._looking = False  # at a piece of that, soon
+        self._busy = False  # the application, with a message
+        self._paused_at = 0.0  # reading, last, and for how long since the last ping
+        self._paused_s = 0.0
         self._held_bytes = 0  # as the limits know it
         self._queued_bytes = 0  # messages that the application has not taken
         self._frames_of_message = 0
@@ -60,6 +68,7 @@ class Socket(WebSocketsSansIOProtocol):
         if hasattr(self, "scope"):
             extensions: Any = self.scope["extensions"]
             extensions[AUTHENTICATED] = self.authenticated
+            extensions[READ_BY_CLIENT] = self.writable.wait
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._unauthenticated:
@@ -82,45 +91,66 @@ class Socket(WebSocketsSansIOProtocol):
                 self.transport.abort()  # the client does not read, or does not close
             return
         self._stuck_since = None
+        if self._busy and self.read_paused:
+            return  # it is we who keep the client waiting
         if self._message_since is not None and now - self._message_since > settings.request_body_timeout_s:
             self._fail(POLICY, f"a message must be whole within {settings.request_body_timeout_s:g} s")
 
+    def send_keepalive_ping(self) -> None:
+        super().send_keepalive_ping()
+        self._paused_at, self._paused_s = self.loop.time(), 0.0
+
     def keepalive_timeout(self) -> None:
         self.pong_timer = None
-        self.pending_ping_payload = None
-        if not self.close_sent and not self.transport.is_closing():
-            self._fail(POLICY, f"no pong within {self._settings.websocket_ping_timeout_s:g} s")
+        if self.close_sent or self.transport.is_closing():
+            return
+        now, most_s = self.loop.time(), self._settings.websocket_ping_timeout_s
+        paused_s = self._paused_s + (now - self._paused_at if self.read_paused else 0.0)
+        left_s = most_s - (now - self.ping_sent_at - paused_s)  # it may be behind what we did not read meanwhile
+        if left_s > _TIMER_S:
+            self.pong_timer = self.loop.call_later(left_s, self.keepalive_timeout)
+        else:
+            self._fail(POLICY, f"no pong within {most_s:g} s")
 
     # -- reading
 
     def data_received(self, data: bytes) -> None:
         if self._reads_over:
             return
-        if self._rest:
+        if not self._rest:
+            self._parse(data[:_PIECE_BYTES])
+            data = data[_PIECE_BYTES:]
+        if data and not self._reads_over:
             self._rest += data
+            self._hold(self._held_bytes + len(data))
             self._pause()
-            return
-        self._parse(data[:_PIECE_BYTES])
-        if len(data) > _PIECE_BYTES and not self._reads_over:
-            self._rest += data[_PIECE_BYTES:]
-            self._pause()
-            self.loop.call_soon(self._parse_on)
+            self._go_on()
 
-    def _parse_on(self) -> None:
-        if self._reads_over:
+    def _go_on(self) -> None:
+        """Look at the next piece of what was read, or read on, unless the application is busy with what it has."""
+        if self._reads_over or ((self._busy or not self.queue.empty()) and not self.close_sent):
             return
+        if self._rest:
+            if not self._looking:
+                self._looking = True
+                self.loop.call_soon(self._look)
+        elif self.read_paused:
+            self.read_paused = False
+            self._paused_s += self.loop.time() - self._paused_at
+            self.transport.resume_reading()
+
+    def _look(self) -> None:
+        self._looking = False
         piece = bytes(self._rest[:_PIECE_BYTES])
         del self._rest[:_PIECE_BYTES]
-        self._parse(piece)
-        if self._rest:
-            self.loop.call_soon(self._parse_on)
-        elif self.read_paused and self.queue.empty() and not self._reads_over:
-            self.read_paused = False
-            self.transport.resume_reading()
+        if not self._reads_over:
+            self._parse(piece)
+            self._go_on()
 
     def _pause(self) -> None:
         if not self.read_paused:
             self.read_paused = True
+            self._paused_at = self.loop.time()
             self.transport.pause_reading()
 
     def _parse(self, piece: bytes) -> None:
@@ -132,7 +162,7 @@ class Socket(WebSocketsSansIOProtocol):
             self._message_since = None
         elif self._message_since is None:
             self._message_since = self._limits.now
-        self._hold(partial_bytes + self._queued_bytes)
+        self._hold(partial_bytes + len(self._rest) + self._queued_bytes)
         if partial_bytes > self._settings.websocket_hello_bytes_max and self._limits.full():
             self._fail(TRY_LATER, "overloaded: too many messages are arriving at once")
 
@@ -179,16 +209,29 @@ class Socket(WebSocketsSansIOProtocol):
             except UnicodeDecodeError:
                 self._fail(NOT_JSON, "the message is not UTF-8")
                 return
-        self.queue.put_nowait({"type": "websocket.receive", "bytes": message})
+        self.queue.put_nowait(message)  # type: ignore[arg-type]  # thousands of the smallest fit into a piece
         self._queued_bytes += len(message)
         self._pause()
 
     async def receive(self) -> Any:
-        message = await super().receive()
-        if message["type"] == "websocket.receive" and self._queued_bytes and self.queue.empty():
+        if self._busy:
+            self._busy = False
+            if self._message_since is not None:
+                self._message_since = self._limits.now
+            self._go_on()
+        message: Any = await self.queue.get()
+        self._busy = True
+        if not isinstance(message, (bytes, bytearray)):
+            return message
+        if self.queue.empty():
             self._hold(self._held_bytes - self._queued_bytes)
             self._queued_bytes = 0
-        return message
+        return {"type": "websocket.receive", "bytes": message}
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.close_sent:
+            self._go_on()  # until the client has closed too
 
     def handle_ping(self) -> None:
         if not self._reads_over and self._one_more_ping():

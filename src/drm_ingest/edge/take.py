@@ -89,8 +89,10 @@ class Take:
         self._requests_started += 1
         return f"{self._request_prefix}-{self._requests_started:x}"
 
-    def enter(self, headers: Headers, client: Callable[[], str | None]) -> Credential:
-        """Decide before a byte of the body is read; `client` tells the address it comes from.
+    def enter(self, headers: Headers, client: Callable[[], str | None], *, spends_at_once: bool = False) -> Credential:
+        """Decide before a byte of the body is looked at; `client` tells the address it comes from.
+
+        `spends_at_once`: it is so little, and all there, that what is left of a quota is looked at only by `body`.
 
         Raises:
             Refusal: unauthenticated, token_expired, clock_skew, forbidden, not_ready, rate_limited, body_too_large,
@@ -102,11 +104,9 @@ class Take:
             credential = self.identify.identify(authorization, stated_time(headers.get(b"date")), client())
         if credential.role == "reader":
             refuse_readers(credential)
-        if credential.quota is not None:
+        if credential.quota is not None and not spends_at_once:
             self._quotas.refuse_if_spent(credential)
-        length = headers.get(b"content-length")
-        if length is not None:
-            self.hold(int(length))
+        self.hold(int(headers.get(b"content-length", 0)))  # a chunked one may be there already, and held by nobody
         return credential
 
     def hold(self, length: int, counted: int = 0) -> None:
@@ -184,8 +184,9 @@ class Take:
                 credential=credential,
                 receipt=receipt,
             )
-            if credential.quota is not None:
-                self._spend(credential.quota, admitted, credential.bucket)
+            quota = credential.quota
+            if quota is not None and self.write.writer.room_for(admitted.record_bytes):  # `_spend` without the call
+                self._quotas.spend(quota, admitted, credential.bucket)
         except Refusal as refusal:
             reply(self.refuse(refusal, request_id))
         except Exception as error:  # the sender gets an answer, whatever is broken here
@@ -240,6 +241,8 @@ class Take:
         """
         started = perf_counter()
         try:
+            if self.limits.full():  # results may be larger than what they are about, and wait for Kafka
+                raise self.overloaded("Too much waits to be judged or answered")
             receipt = self._receipt(headers, credential, clock_offset_ms, request_id)
             quota = credential.quota
             if quota is not None:

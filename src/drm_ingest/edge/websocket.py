@@ -40,12 +40,15 @@ from drm_ingest.edge.message import (
     single_of,
 )
 from drm_ingest.edge.quotas import SENDER_QUOTAS
-from drm_ingest.edge.socket import AUTHENTICATED
+from drm_ingest.edge.socket import AUTHENTICATED, READ_BY_CLIENT
 from drm_ingest.edge.take import Take
 from drm_ingest.errors import Refusal
 from drm_ingest.event import parse_time
+from drm_ingest.settings import KiB
 
 RECONNECT_AFTER_MS_MIN = 100
+_UNREAD_BYTES_MAX = 128 * KiB  # of answers, above which no message is taken until the client has read some
+_UNACKNOWLEDGED_EVENTS_MAX = 1_000  # each may have a result; no message is taken beyond until Kafka has answered
 _PAUSE_MAX_S = 1.0  # without reading from a sender whose quota is used up, whatever it sends meanwhile
 
 
@@ -66,9 +69,10 @@ class Session:
         self._one_device = False
         self._pause_s = 0.0  # not to be read from: a quota is used up that all its messages need
         self._unacknowledged = 0  # taken, and their acknowledgement not yet sent
-        self._outbox: asyncio.Queue[tuple[bytes, int] | Closing] = asyncio.Queue()  # bounded by the window
+        self._unacknowledged_events = 0
+        self._outbox: asyncio.Queue[tuple[bytes, int | None] | Closing] = asyncio.Queue()  # bounded by the window
         self._outbox_bytes = 0
-        self._read_by_client = asyncio.Event()
+        self._less_waits = asyncio.Event()
         self._sender_ended = False
         self._long = 0  # the last message that was judged in slices
         self._long_answered = asyncio.Event()
@@ -105,6 +109,8 @@ class Session:
             sender.cancel()
             with suppress(asyncio.CancelledError):
                 await sender
+            self._sender_ended = True
+            self._release(self._outbox_bytes)
 
     def go_away(self) -> None:
         """Take no more messages; close when those that were taken are acknowledged."""
@@ -190,9 +196,9 @@ class Session:
     async def _take_next(self) -> None:
         """Take one message; its acknowledgement follows by itself."""
         await self._long_answered.wait()
-        while self._outbox_bytes > self._take.settings.websocket_message_bytes_max and not self._sender_ended:
-            self._read_by_client.clear()  # results may be larger than what they are about
-            await self._read_by_client.wait()
+        while self._too_much_waits() and not self._sender_ended:
+            self._less_waits.clear()  # results may be larger than what they are about
+            await self._less_waits.wait()
         if self._pause_s:
             pause_s, self._pause_s = self._pause_s, 0.0
             await asyncio.sleep(pause_s)
@@ -216,12 +222,16 @@ class Session:
         credential = self._known()
         self._one_device = credential.device is not None
         self._unacknowledged += 1
+        self._unacknowledged_events += len(events)
         request_id = self._take.request_id({})
-        reply = partial(self._reply, name, number, len(raw), self._messages)
+        reply = partial(self._reply, name, number, len(raw), self._messages, len(events))
         take = self._take.events
         if take(self._headers, events, len(raw), credential, self._clock_offset_ms, request_id, reply):
             self._long = self._messages  # the next waits for its answer: else the order of events would change
             self._long_answered.clear()
+
+    def _too_much_waits(self) -> bool:
+        return self._outbox_bytes > _UNREAD_BYTES_MAX or self._unacknowledged_events >= _UNACKNOWLEDGED_EVENTS_MAX
 
     async def _receive(self) -> bytes:
         """Return the next message, text or binary alike; raises WebSocketDisconnect."""
@@ -239,7 +249,13 @@ class Session:
         return client.host if client else None
 
     def _reply(
-        self, name: int | str | None, number: dict[str, object], message_bytes: int, message: int, answer: Answer
+        self,
+        name: int | str | None,
+        number: dict[str, object],
+        message_bytes: int,
+        message: int,
+        events: int,
+        answer: Answer,
     ) -> None:
         """Queue what the client is told of one message, by its name, and by its number where names may be missing."""
         admitted, refusal = answer.admitted, answer.refusal
@@ -250,22 +266,26 @@ class Session:
         if admitted is not None:
             if name is None and admitted.results:
                 name = admitted.results[0].id  # the id it was given
-            self._put({"ack": name, **number, "accepted": admitted.accepted, "results": admitted.results}, 1)
+            self._put({"ack": name, **number, "accepted": admitted.accepted, "results": admitted.results}, events)
         elif refusal is not None and refusal.problem.retry:
             after_ms = 1000 * (refusal.retry_after_s or 1)
             if self._one_device or refusal.members.get("quota") in SENDER_QUOTAS:
                 self._pause_s = min(_PAUSE_MAX_S, after_ms / 1000)
             limited = refusal.problem.code == "rate_limited"
             why = {"code": refusal.problem.code, "detail": refusal.detail, **refusal.members} if limited else {}
-            self._put({"retry": name, **number, "after_ms": after_ms, **why}, 1)
+            self._put({"retry": name, **number, "after_ms": after_ms, **why}, events)
         elif refusal is not None:
             told = {"code": refusal.problem.code, "detail": refusal.detail, "request_id": answer.request_id}
-            self._put({"refused": name, **number, **told}, 1)
+            self._put({"refused": name, **number, **told}, events)
 
-    def _put(self, message: dict[str, object], acknowledges: int = 0) -> None:
+    def _put(self, message: dict[str, object], answered_events: int | None = None) -> None:
+        """Queue what is sent to the client; where it answers a message, with how many events that had."""
+        if self._sender_ended:
+            return
         encoded = msgspec.json.encode(message)
         self._outbox_bytes += len(encoded)
-        self._outbox.put_nowait((encoded, acknowledges))
+        self._take.limits.body_bytes += len(encoded)
+        self._outbox.put_nowait((encoded, answered_events))
 
     def _leave(self, closing: Closing) -> None:
         """Take no more messages; close when those that were taken are acknowledged, or could not be in time."""
@@ -280,21 +300,34 @@ class Session:
 
     async def _send(self) -> None:
         """Send what is queued, in order, as fast as the client reads."""
-        with suppress(WebSocketDisconnect, RuntimeError):  # uvicorn's words for a socket that has closed meanwhile
-            while True:
-                item = await self._outbox.get()
-                if isinstance(item, Closing):
-                    await self._socket.close(item.code, item.reason)
-                    break
-                message, acknowledges = item
-                await self._socket.send_text(message.decode())
-                self._unacknowledged -= acknowledges
-                self._outbox_bytes -= len(message)
-                self._read_by_client.set()
-                if acknowledges and self._closing is not None and not self._unacknowledged:
-                    self._outbox.put_nowait(self._closing)
-        self._sender_ended = True
-        self._read_by_client.set()
+        read_by_client = self._socket.scope.get("extensions", {}).get(READ_BY_CLIENT)
+        try:
+            with suppress(WebSocketDisconnect, RuntimeError):  # uvicorn's words for a socket that has closed meanwhile
+                while True:
+                    item = await self._outbox.get()
+                    if isinstance(item, Closing):
+                        await self._socket.close(item.code, item.reason)
+                        break
+                    message, answered_events = item
+                    sent_bytes = len(message)
+                    await self._socket.send_text(message.decode())
+                    del message, item  # the transport has a copy
+                    if answered_events is not None:
+                        self._unacknowledged -= 1
+                        self._unacknowledged_events -= answered_events
+                        if self._closing is not None and not self._unacknowledged:
+                            self._outbox.put_nowait(self._closing)
+                    if read_by_client is not None:
+                        await read_by_client()
+                    self._release(sent_bytes)
+        finally:
+            self._sender_ended = True
+            self._less_waits.set()
+
+    def _release(self, sent_bytes: int) -> None:
+        self._outbox_bytes -= sent_bytes
+        self._take.limits.body_bytes -= sent_bytes
+        self._less_waits.set()
 
 
 def _closing(refusal: Refusal) -> Closing:

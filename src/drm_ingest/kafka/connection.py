@@ -93,6 +93,7 @@ class Hearing:
 
     def look(self) -> None:
         """Look at every connection; call it every second. Looks are counted, since what did not run heard nothing."""
+        self._begin_anew()
         looks: dict[AIOKafkaConnection, tuple[object, int]] = {}
         for connection in list(self._client._conns.values()):
             owed = connection._requests
@@ -105,6 +106,16 @@ class Hearing:
                 log.warning("a broker does not answer: hanging up", broker=f"{connection.host}:{connection.port}")
                 connection.close(reason=CloseReason.CONNECTION_TIMEOUT)
         self._looks = looks
+
+    def _begin_anew(self) -> None:
+        """Keep the client looking for brokers: whatever it asks for waits for that, and without a bound.
+
+        It knows only errors of Kafka and of the system, but uvloop has RuntimeError for a write to what was just reset.
+        """
+        looking = self._client._sync_task
+        if looking is not None and looking.done() and not looking.cancelled():
+            log.warning("looking for brokers ended: beginning anew", error=repr(looking.exception()))
+            self._client._sync_task = asyncio.create_task(self._client._md_synchronizer())
 
 
 async def stop(consumer: AIOKafkaConsumer) -> None:

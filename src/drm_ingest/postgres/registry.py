@@ -129,6 +129,18 @@ async def keys(db: asyncpg.Connection, sender: UUID, after: UUID | None, limit: 
     return rows
 
 
+async def keys_that_begin(db: asyncpg.Connection, prefix: str, after: UUID | None, limit: int) -> list[asyncpg.Record]:
+    """Return the keys with this `prefix`, by age, with whose they are: `sender` and `sender_name`."""
+    columns = ", ".join(f"sender_key.{column}" for column in _KEY.split(", "))
+    rows: list[asyncpg.Record] = await db.fetch(
+        f"select {columns}, sender, sender.name as sender_name "
+        "from sender_key join sender on sender.id = sender_key.sender "
+        "where prefix = $1 and sender_key.id > $2 order by sender_key.id limit $3",
+        prefix, after or UUID(int=0), limit,
+    )  # fmt: skip
+    return rows
+
+
 async def revoke_keys(db: asyncpg.Connection, sender: UUID, key: UUID | None) -> int | None:
     """Revoke one key of a sender, or all it has, those of its fleets too.
 

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from drm_ingest import health, logs
 from drm_ingest.guesses import Guesses
 from drm_ingest.metrics import Metrics
+from drm_ingest.postgres import trouble
 from drm_ingest.postgres.migrate import BadMigrations, pending
 from drm_ingest.postgres.pool import PASSING, Pool, open_pool
 from drm_ingest.serve import (
@@ -131,5 +132,5 @@ class Readiness:
             except BadMigrations as error:
                 self.reason = str(error)
             except PASSING as error:
-                self.reason = f"Postgres cannot be reached: {error or type(error).__name__}"
+                self.reason = trouble.in_words(error)
             await asyncio.sleep(READINESS_INTERVAL_S)

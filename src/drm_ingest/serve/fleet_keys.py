@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, ValidationError
 
 from drm_ingest import public_key
 from drm_ingest.errors import Refusal
@@ -14,11 +14,17 @@ from drm_ingest.serve import pages, senders
 from drm_ingest.serve.access import Db, admin
 from drm_ingest.serve.keys import DeviceScope, Revoked
 from drm_ingest.serve.problems import documented, invalid
-from drm_ingest.serve.shapes import Page, PageQuery, Request, Text, Time
+from drm_ingest.serve.shapes import Expiry, Page, PageQuery, Request, Text, Time
 
 routes = APIRouter(prefix="/v1/senders", tags=["senders"], dependencies=[Depends(admin)])
 
 _ID = "01a202fd-12a9-75d6-a27e-21b5246620a3"
+
+
+PublicKey = Annotated[
+    Annotated[Text, StringConstraints(max_length=4000), Tag("PEM")] | Annotated[dict[str, Any], Tag("JWK")],
+    Discriminator(lambda sent: {str: "PEM", dict: "JWK"}.get(type(sent))),
+]
 
 
 class NewFleetKey(Request):
@@ -30,13 +36,13 @@ class NewFleetKey(Request):
         }
     )
 
-    public_key: Annotated[Text, StringConstraints(max_length=4000)] | dict[str, Any] = Field(
+    public_key: PublicKey = Field(
         description="Ed25519 or P-256; PEM (BEGIN PUBLIC KEY), or a JWK. Never the private half."
     )
     kid: Annotated[Text, StringConstraints(pattern=r"^[A-Za-z0-9._:/+=-]{1,100}$")] | None = Field(
         None, description="how tokens name it; left out: the kid of the JWK, or the key's thumbprint (RFC 7638)"
     )
-    expires_at: Time | None = Field(None, description="null: never")
+    expires_at: Expiry | None = Field(None, description="lies ahead; null: never")
     scope: DeviceScope = Field(default_factory=DeviceScope)
 
 

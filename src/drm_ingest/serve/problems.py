@@ -1,6 +1,6 @@
 """Whatever goes wrong, answered as problem+json (RFC 9457): validation, unknown paths, a Postgres that is down."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +14,8 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from drm_ingest.errors import PROBLEM_MEDIA_TYPE, PROBLEMS, Refusal, json_pointer
-
-VIOLATIONS_MAX = 20
-_BODY_AS_A_WHOLE = ""
+from drm_ingest.errors import PROBLEM_MEDIA_TYPE, PROBLEMS, Refusal
+from drm_ingest.serve.violations import refusal_for
 
 _log = structlog.get_logger("drm_ingest.serve")
 
@@ -27,7 +25,7 @@ class Violation(BaseModel):
 
     pointer: str | None = Field(None, description="JSON pointer into the body", examples=["/refs/crm"])
     parameter: str | None = Field(None, description="name of a query or path parameter", examples=["limit"])
-    detail: str = Field(examples=["Input should be less than or equal to 1000"])
+    detail: str = Field(examples=["Must be at most 1000."])
 
 
 class ProblemDocument(BaseModel):
@@ -103,7 +101,7 @@ def install(app: FastAPI) -> None:
         return answer(error, request.state.request_id)
 
     async def not_valid(request: Request, error: RequestValidationError) -> Response:
-        return await refused(request, _refusal_for(error.errors()))
+        return await refused(request, refusal_for(error.errors(), error.body))
 
     async def raised_by_framework(request: Request, error: HTTPException) -> Response:
         code, detail = {
@@ -133,25 +131,6 @@ def _allowed(request: Request) -> set[str]:
         for route in request.app.routes
         if route.matches({**request.scope, "method": method})[0] == Match.FULL
     }
-
-
-def _refusal_for(errors: Sequence[Any]) -> Refusal:
-    """Say where and what is wrong, without repeating what was sent."""
-    if any(error["type"] == "json_invalid" for error in errors):
-        return Refusal("malformed_json", "The body cannot be read as JSON.")
-    violations = [_violation(error) for error in errors[:VIOLATIONS_MAX]]
-    first = violations[0]
-    place = first.get("pointer") or first.get("parameter") or "the body"
-    more = f" (and {len(errors) - 1} more, see violations)" if len(errors) > 1 else ""
-    return Refusal("invalid_parameters", f"{place}: {first['detail']}{more}", violations=violations)
-
-
-def _violation(error: Any) -> dict[str, str]:
-    where, *path = error["loc"]
-    detail = str(error["msg"]).removeprefix("Value error, ")
-    if where == "body":
-        return {"pointer": json_pointer(*path), "detail": detail}
-    return {"parameter": ".".join(str(part) for part in path) or str(where), "detail": detail}
 
 
 def invalid(detail: str, *, pointer: str | None = None, parameter: str | None = None) -> Refusal:

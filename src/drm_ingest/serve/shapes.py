@@ -15,11 +15,11 @@ CURSOR_CHARACTERS_MAX = 2000
 
 def _storable(text: str) -> str:
     if "\0" in text:
-        raise ValueError("must not contain NUL")
+        raise ValueError("Must not contain NUL.")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("must not contain lone surrogates") from None
+        raise ValueError("Must not contain lone surrogates.") from None
     return text
 
 
@@ -30,7 +30,13 @@ def _in_utc(time: datetime) -> datetime:
     except OverflowError:
         time = datetime.max.replace(tzinfo=UTC)
     if not 1 < time.year < 9999:
-        raise ValueError("must lie in the years 2 to 9998")
+        raise ValueError("Must lie in the years 2 to 9998.")
+    return time
+
+
+def _ahead(time: datetime) -> datetime:
+    if time <= (now := datetime.now(UTC)):
+        raise ValueError(f"Must lie ahead: here it is {now:%Y-%m-%dT%H:%M:%SZ}. Leave it out for a key without an end.")
     return time
 
 
@@ -58,6 +64,8 @@ PartyName = Annotated[
 ]
 EventType = Annotated[Text, StringConstraints(min_length=1, max_length=TYPE_CHARACTERS_MAX)]
 Time = Annotated[AwareDatetime, AfterValidator(_in_utc), Field(description="RFC 3339 with an offset; answered in UTC")]
+Expiry = Annotated[Time, AfterValidator(_ahead)]
+"""A key that has ended before it is made is somebody's mistake about a date or an offset."""
 from_json = BeforeValidator(_decoded)
 """For a jsonb column: asyncpg hands out its text."""
 

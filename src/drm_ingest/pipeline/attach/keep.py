@@ -12,6 +12,7 @@ from drm_ingest.postgres.migrate import pending
 from drm_ingest.postgres.partitions import keep
 from drm_ingest.postgres.pool import PASSING, Pool
 from drm_ingest.postgres.rows import DAY_US, EPOCH, Row
+from drm_ingest.postgres.trouble import in_words
 from drm_ingest.settings import Settings
 
 PREPARE_INTERVAL_S = 0.5
@@ -85,7 +86,7 @@ class Keeper:
         try:
             trouble = await self._ask()
         except PASSING as error:
-            trouble = f"Postgres cannot be used: {error or type(error).__name__}; check DRM_POSTGRES_DSN and the server"
+            trouble = in_words(error)
         if trouble is None and monotonic() >= self._keep_at:
             await self._keep()
         self._trouble = trouble

@@ -41,6 +41,7 @@ from drm_ingest.pipeline.brake import Brake, Braked
 from drm_ingest.postgres.events import Batch, EventStore
 from drm_ingest.postgres.pool import PASSING, open_pool
 from drm_ingest.postgres.positions import UNTOUCHED, Fenced, Move, Owner
+from drm_ingest.postgres.trouble import in_words
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 
@@ -166,7 +167,7 @@ class Worker:
                     continue
                 except Fenced as error:
                     self._metrics.fenced.inc()
-                    self._fail(f"another worker owns {error}")
+                    self._fail(f"another worker owns {error}", error)
                     # If the group has given our share to another, the next heartbeat tells us; only then claim.
                     self._retry_s = self._settings.reader_session_timeout_s / 3
                 except Braked as error:
@@ -174,7 +175,7 @@ class Worker:
                     log.error("braked", reason=self._braked, retry_s=self._retry_s)
                     self._unsettled.set()
                 except TRY_AGAIN as error:
-                    self._fail(str(error) or type(error).__name__)
+                    self._fail(_reason(error), error)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), self._retry_s)
                 retry_max_s = RETRY_MAX_S if self._braked is None else self._settings.brake_retry_max_s
@@ -185,10 +186,10 @@ class Worker:
                     await self._commit()
             await self._give_back(self._followed.partitions)
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, error: Exception) -> None:
         self._trouble = reason
         self._unsettled.set()
-        log.warning("batch failed, to be read again", reason=reason)
+        log.warning("batch failed, to be read again", reason=reason, error=repr(error))
 
     # -- partitions come and go ----------------------------------------------------------------------------------------
 
@@ -198,7 +199,7 @@ class Worker:
             async with self._storing:
                 claimed = await self._store.claim(partitions)
         except TRY_AGAIN as error:
-            self._fail(str(error) or type(error).__name__)
+            self._fail(_reason(error), error)
             return {}
         self._followed.claim(claimed)
         self._trouble = None
@@ -216,7 +217,7 @@ class Worker:
             async with asyncio.timeout(self._settings.postgres_lock_timeout_s), self._storing:
                 await self._store.give_up(partitions)
         except TRY_AGAIN as error:
-            log.warning("partitions left, not given up", reason=str(error) or type(error).__name__)
+            log.warning("partitions left, not given up", reason=_reason(error))
         else:
             log.info("partitions given up", partitions=len(partitions))
 
@@ -310,6 +311,10 @@ class Worker:
             except KafkaError as error:
                 self._to_commit = offsets | self._to_commit  # with the next, or an idle partition would seem behind
                 log.info("offsets not committed", reason=str(error) or type(error).__name__)
+
+
+def _reason(error: Exception) -> str:
+    return in_words(error) if isinstance(error, PASSING) else str(error) or type(error).__name__
 
 
 def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
