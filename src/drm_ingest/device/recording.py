@@ -21,6 +21,7 @@ _INTEGERS = range(-(2**63), 2**64)  # what the edge takes
 _DURATION = re.compile(r"(?:(?P<days>\d+) days?,? *)?(?P<hours>\d+):(?P<minutes>\d\d):(?P<seconds>\d\d(?:\.\d+)?)")
 
 
+CSV_FIELD_CHARACTERS_MAX = 131_072
 Row = dict[str, Any]
 
 
@@ -185,6 +186,7 @@ def _object(line: int, text: str) -> Row | BadRow:
 
 
 def _records(file: TextIO) -> Iterator[tuple[int, Row | BadRow, str]]:
+    csv.field_size_limit(CSV_FIELD_CHARACTERS_MAX)  # of the whole interpreter: what reads files for `import` sets its own
     reader = csv.DictReader(file)
     for row in reader:
         yield reader.line_num, row, "\x1f".join(map(str, row.values()))
