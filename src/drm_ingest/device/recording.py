@@ -186,7 +186,7 @@ def _object(line: int, text: str) -> Row | BadRow:
 
 
 def _records(file: TextIO) -> Iterator[tuple[int, Row | BadRow, str]]:
-    csv.field_size_limit(CSV_FIELD_CHARACTERS_MAX)  # of the whole interpreter: what reads files for `import` sets its own
+    csv.field_size_limit(CSV_FIELD_CHARACTERS_MAX)  # is of the whole interpreter
     reader = csv.DictReader(file)
     for row in reader:
         yield reader.line_num, row, "\x1f".join(map(str, row.values()))
