@@ -18,15 +18,16 @@ and out; `refusals.py`: a real one of each kind).
 
 Whichever way it came, `take.py` takes it: `credentials.py` knows who is sending; whom it does not, `identify.py` looks
 at closer: `token.py` verifies what a fleet's key signed (`public_key.py`), `guesses.py` slows down whoever tries many.
-`quotas.py` tells whether they may send more now (in `buckets.py`, which all workers of a machine share; `spread.py`
-tells other machines), `clock.py` whether their clock is off, and `admit.py` what of the body can be kept: of a long one
-slice by slice, while others are served too (`turns.py`). The body is decompressed (`decompress.py`) and split into
-events (`split.py`), or made one of headers and data (`binary.py`). Then `judge.py` takes each event through the rules:
-`decode.py` reads its envelope, `check.py` holds its attributes to CloudEvents, `examine.py` finds what Postgres could
-never hold, `schema.py` knows what its data must look like, and `violation.py` says what to change in it; `scope.py`
-holds it to what its credential may send. A refused event gets its reason (`errors.py`) and is kept nowhere. The others
-go by `write.py` to Kafka (`tally.py` counts them), and only when Kafka has acknowledged them does `answer.py` say 200;
-`replies.py` keeps the answers in the order of the requests, and `tell.py` writes into the log what was refused.
+`quotas.py` tells whether they may send more now (`quota.py`: how much; in `buckets.py`, which all workers of a machine
+share; `spread.py` tells other machines), `clock.py` whether their clock is off, and `admit.py` what of the body can be
+kept: of a long one slice by slice, while others are served too (`turns.py`). The body is decompressed (`decompress.py`)
+and split into events (`split.py`), or made one of headers and data (`binary.py`). Then `judge.py` takes each event
+through the rules: `decode.py` reads its envelope, `check.py` holds its attributes to CloudEvents, `examine.py` finds
+what Postgres could never hold, `schema.py` knows what its data must look like, and `violation.py` says what to change
+in it; `scope.py` holds it to what its credential may send. A refused event gets its reason (`errors.py`) and is kept
+nowhere. The others go by `write.py` to Kafka (`tally.py` counts them), and only when Kafka has acknowledged them does
+`answer.py` say 200; `replies.py` keeps the answers in the order of the requests, and `tell.py` writes into the log what
+was refused.
 
 Other systems **exchange** files with it: `cli.py` has the commands, and `command.py` imports one. `lines.py` reads it,
 `mapping.py` makes fields of its columns, and `taking.py` takes them, many in a transaction, noting in `checkpoint.py`

@@ -10,7 +10,8 @@ from drm_ingest.edge.admit import Admitted
 from drm_ingest.edge.buckets import BYTES, EVENTS, SLOT, SLOT_BYTES, WAYS, Buckets, memory_of, shared_memory, tag_of
 from drm_ingest.edge.credentials import Credential
 from drm_ingest.edge.judge import Record
-from drm_ingest.edge.quotas import Quota, Quotas, Rates, Spent, quota_memory
+from drm_ingest.edge.quota import Quota, Rates
+from drm_ingest.edge.quotas import Quotas, Spent, quota_memory
 from drm_ingest.errors import Refusal
 from drm_ingest.settings import Settings
 

@@ -16,7 +16,7 @@ from typing import Literal
 import asyncpg
 import structlog
 
-from drm_ingest.edge.quotas import Quota, Rates
+from drm_ingest.edge.quota import Quota, Rates
 from drm_ingest.edge.scope import Scope
 from drm_ingest.edge.token import FleetKey
 from drm_ingest.metrics import Metrics

@@ -9,16 +9,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING
 
+from drm_ingest.edge.admit import Admitted
 from drm_ingest.edge.buckets import BYTES, EVENTS, Buckets, Memory, memory_of
+from drm_ingest.edge.credentials import Credential
+from drm_ingest.edge.judge import Record
+from drm_ingest.edge.quota import Quota, Rates
 from drm_ingest.errors import Refusal
 from drm_ingest.settings import Settings
-
-if TYPE_CHECKING:
-    from drm_ingest.edge.admit import Admitted
-    from drm_ingest.edge.credentials import Credential
-    from drm_ingest.edge.judge import Record
 
 SENDERS, DEVICES = "sender", "device"
 _NOBODY = b""  # who owns the senders' buckets
@@ -26,36 +24,6 @@ _UNIT_NAMES = ("events", "bytes")
 QUOTA_NAMES = tuple(f"{whose}-{unit}" for whose in (SENDERS, DEVICES) for unit in _UNIT_NAMES)
 """What the answers call them."""
 SENDER_QUOTAS = QUOTA_NAMES[:2]
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Events and bytes a second; None: as many as they like."""
-
-    events_per_s: float | None = None
-    bytes_per_s: float | None = None
-    event_s: float = field(init=False)
-    """What an event costs, in seconds of its bucket; 0: nothing."""
-    byte_s: float = field(init=False)
-    limited: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "event_s", 1 / self.events_per_s if self.events_per_s else 0.0)
-        object.__setattr__(self, "byte_s", 1 / self.bytes_per_s if self.bytes_per_s else 0.0)
-        object.__setattr__(self, "limited", bool(self.event_s or self.byte_s))
-
-
-@dataclass(frozen=True, slots=True)
-class Quota:
-    """What one sender may send."""
-
-    sender: bytes
-    """Its id: whose buckets they are, however many keys it has."""
-    all: Rates
-    device: Rates
-    """Each of its subjects."""
-    burst_s: float
-    """So many seconds' worth may come at once."""
 
 
 @dataclass
@@ -79,7 +47,7 @@ class Quotas:
         self.spent: Spent | None = None
         """Is there once another machine wants to know."""
 
-    def refuse_if_spent(self, credential: "Credential") -> None:
+    def refuse_if_spent(self, credential: Credential) -> None:
         """Refuse by whose key it is alone, before anything of the body is looked at.
 
         Raises:
@@ -100,7 +68,7 @@ class Quotas:
             if devices.events_paid_at[at] > empty_at or devices.bytes_paid_at[at] > empty_at:
                 _refuse(devices, at, quota, quota.device, empty_at, credential.bucket)
 
-    def spend(self, quota: Quota, admitted: "Admitted", bucket: bytes = b"") -> None:
+    def spend(self, quota: Quota, admitted: Admitted, bucket: bytes = b"") -> None:
         """Take what a request costs, all of it or, refused, nothing.
 
         `bucket` is that of the credential, all of whose events are its device's own.
@@ -147,7 +115,7 @@ class Quotas:
             if spent is not None:
                 _note(spent.senders, senders.tags[at], events_s, bytes_s)
 
-    def _spend_each(self, quota: Quota, records: Sequence["Record"], now: float) -> None:
+    def _spend_each(self, quota: Quota, records: Sequence[Record], now: float) -> None:
         """Take what devices cost, of all of them or, refused, of none; 0.25 µs each, so written as `spend` is."""
         devices, spent, sender, each = self._devices, self.spent, quota.sender, quota.device
         known, tags = devices.known(sender), devices.tags

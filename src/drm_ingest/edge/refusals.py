@@ -8,7 +8,8 @@ from drm_ingest.edge.buckets import EVENTS
 from drm_ingest.edge.credentials import Credential
 from drm_ingest.edge.decompress import decompress, too_large_decompressed
 from drm_ingest.edge.identify import nothing_sent
-from drm_ingest.edge.quotas import Quota, Rates, rate_limited
+from drm_ingest.edge.quota import Quota, Rates
+from drm_ingest.edge.quotas import rate_limited
 from drm_ingest.edge.request import MalformedRequest, Request
 from drm_ingest.edge.split import Media, media_of, split, too_many_events
 from drm_ingest.edge.take import Take

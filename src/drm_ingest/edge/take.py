@@ -19,7 +19,8 @@ from drm_ingest.edge.clock import Clock, stated_time
 from drm_ingest.edge.credentials import Credential
 from drm_ingest.edge.identify import Identify
 from drm_ingest.edge.limits import Limits
-from drm_ingest.edge.quotas import Quota, Quotas
+from drm_ingest.edge.quota import Quota
+from drm_ingest.edge.quotas import Quotas
 from drm_ingest.edge.tell import Tell
 from drm_ingest.edge.turns import Turns, Work
 from drm_ingest.edge.write import Reply, Write

@@ -16,7 +16,7 @@ from jwt import InvalidTokenError, PyJWS
 from jwt.utils import base64url_decode
 from msgspec import Struct
 
-from drm_ingest.edge.quotas import Quota
+from drm_ingest.edge.quota import Quota
 from drm_ingest.edge.scope import Scope
 from drm_ingest.errors import Refusal
 from drm_ingest.event import PARTY_PREFIX, SUBJECT_CHARACTERS_MAX
