@@ -68,6 +68,7 @@ def open_pool(
         max_size=connections_max or settings.postgres_connections_max,
         max_queries=50_000,
         max_inactive_connection_lifetime=300.0,
+        max_cached_statement_lifetime=0,  # Postgres itself plans anew when it knows more; else it is work for nothing
         loop=asyncio.get_running_loop(),
         connection_class=asyncpg.Connection,
         record_class=asyncpg.Record,

@@ -39,9 +39,15 @@ from drm_ingest.serve.requests import Requests
 from drm_ingest.settings import Settings
 
 READINESS_INTERVAL_S = 2.0
-# Each question here has its index. Compiling it would take longer than answering it, and a partition that was empty
-# when a plan was made would be read whole long after.
-PLANNER = {"jit": "off", "enable_seqscan": "off"}
+# Each question here has its index. Compiling it would take longer than answering it, and so would planning it anew for
+# its parameters (a record asks a dozen, of up to 10 KB of text each). A partition that was empty when a plan was made
+# would be read whole long after, and merging means going through all of an index.
+PLANNER = {
+    "jit": "off",
+    "enable_seqscan": "off",
+    "enable_mergejoin": "off",
+    "plan_cache_mode": "force_generic_plan",
+}
 
 DESCRIPTION = """
 Who may send, whom events belong to, and the records that come of it.

@@ -28,7 +28,7 @@ from drm_ingest.serve.conditional import NOT_MODIFIED, IfNoneMatch, answer
 from drm_ingest.serve.links import Link
 from drm_ingest.serve.parties import InPath, Party, known_party
 from drm_ingest.serve.problems import documented
-from drm_ingest.serve.relationships import Relationship, shown
+from drm_ingest.serve.relationships import Relationship
 from drm_ingest.serve.shapes import ITEMS_MAX, Time, from_json
 
 routes = APIRouter(prefix="/v1/parties", tags=["parties"], dependencies=[Depends(reader)])
@@ -124,7 +124,7 @@ def _relations(found: PartyRecord, limit: int) -> Relations:
         now=first["holding"],
         later=first["planned"],
         before=first["past"],
-        items=[RelationHeld(**dict(shown(row)), holds=row["holds"]) for row in found.relations[:limit]],
+        items=[RelationHeld(**row, withdrawn_at=row["superseded_at"]) for row in found.relations[:limit]],
     )
 
 
