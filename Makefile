@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check $(shell [ -t 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help install up demo test unit check schema docs format adversity tools lock lock-kafka clean
+.PHONY: help install up demo test unit check schema docs story format adversity tools lock lock-kafka clean
 
 help:            ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
@@ -57,8 +57,14 @@ check: install   ## lint, format, strict types, the import law, known vulnerabil
 schema: install  ## write migrations/schema.sql anew, after a new migration
 	WRITE_SCHEMA=1 $(BIN)/pytest -q tests/migration -k checked_in
 
-docs: install    ## write the tables that the code knows into docs/
+docs: install    ## write the tables that the code knows into docs/, and draw its pictures
 	$(BIN)/python -m docs.tables
+	$(BIN)/python -m docs.draw
+
+story: install   ## write what the commands of docs/relations.md answer below them, and draw its pictures
+	@$(BIN)/python -m drm_ingest.up.fetch
+	WRITE_STORY=1 $(BIN)/pytest -q tests/adversity/test_documented_story.py
+	$(BIN)/python -m docs.draw
 
 format: install  ## put the code in order
 	$(BIN)/ruff check --fix .

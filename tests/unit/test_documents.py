@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from docs import tables
+from docs import draw, tables
 
 from drm_ingest.event import RESERVED_ATTRIBUTES
 
@@ -14,6 +14,11 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("name", tables.TABLES)
 def test_a_table_that_the_code_knows_is_as_the_code_has_it(name: str) -> None:
     assert (ROOT / "docs" / name).read_text() == tables.written(name), "run: make docs"
+
+
+def test_pictures_are_of_the_schema_and_of_the_story_as_they_are_now() -> None:
+    drawn = draw.drawn()
+    assert {name: (ROOT / "docs/pictures" / name).read_text() for name in drawn} == drawn, "run: make docs"
 
 
 def test_every_attribute_that_enrichment_adds_is_documented() -> None:
