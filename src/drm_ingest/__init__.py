@@ -61,46 +61,43 @@ looks in their topic, `letters/show.py` draws them, `letters/mend.py` makes the 
 came from, and `letters/replay.py` writes it and sees what becomes of it.
 
 **Postgres** holds it, through connections whose every wait has an end (`pool.py`; `trouble.py` says in words why there
-is none), in tables that `migrate.py` brings.
-`events.py` is that transaction: `positions.py` moves the position, by its owner alone; `rows.py` packs identities and
-events for COPY; `days.py` adds them to the day counts of their subject; `refusals.py` finds the rows that Postgres
-refuses, and `dead.py` notes what cannot be stored; `identities.py` keeps what identity events say, and `derive.py`
-makes relations equal to it. `partitions.py` makes months and drops them. Beside the path, `credentials.py` holds the
-keys for the edge, `spent.py` carries what the edges tell each other, and `directory.py` answers enrich who a device is
-and whose. `registry.py` has senders and devices, `parties.py` the parties and what they
-are called, `attributes.py` what is said of them, `links.py` which of them are the same (`link.py` links and unlinks
-them), `relationships.py` who held which role when, as we know it now and as we knew it then: `relate.py` begins a
-relation, `revise.py` ends, corrects or withdraws it, `changes.py` is how all of them lock, conflict and are written
-down, `moves.py` counts which events that moved, and `outbox.py` hands the changes out to be published. `claims.py`
-keeps the codes that prove possession of a device, `hand_over.py` passes it from one owner to the next, `replace.py`
-puts another in its place, and `predecessors.py` knows whose place it took. And `records.py` puts a party's record
-together from all of it when it is read, so that a correction learnt late is right at once. Each of its steps is a piece
-of SQL: `record/known.py` reads relations and links as they were known at a time, `record/about.py` finds the subjects a
-record is about, and when, `record/tally.py` counts what happened then, `record/own.py` is what everybody's record shows
-beside that, and `record/rare.py` looks at faults, ratings and visits one by one, for `record/sold.py` (of a vendor),
-`record/serviced.py` (of a partner), `record/cared_for.py` (of an employee) and `record/supplied.py` (of a supplier).
-`record/timeline.py` tells it all in one order, and `fates.py` what became of a single event. `bulk_parties.py`,
-`bulk_devices.py` and `bulk_relations.py` have the same rules for many at once; `unload.py` hands all of it out. Each
-process has the rights of its own role and no others (`roles.py`).
+is none), in tables that `migrate.py` brings. `events.py` is that transaction: `positions.py` moves the position, by its
+owner alone; `rows.py` packs identities and events for COPY; `days.py` adds them to the day counts of their subject;
+`refusals.py` finds the rows that Postgres refuses, and `dead.py` notes what cannot be stored; `identities.py` keeps
+what identity events say, and `derive.py` makes relations equal to it. `partitions.py` makes months and drops them.
+Beside the path, `credentials.py` holds the keys for the edge, `spent.py` carries what the edges tell each other, and
+`directory.py` answers enrich who a device is and whose. `registry.py` has senders and devices, `parties.py` the parties
+and what they are called, `attributes.py` what is said of them, `links.py` which of them are the same (`link.py` links
+and unlinks them), `relationships.py` who held which role when, as we know it now and as we knew it then: `relate.py`
+begins a relation, `revise.py` ends, corrects or withdraws it, `changes.py` is how all of them lock, conflict and are
+written down, `moves.py` counts which events that moved, and `outbox.py` hands the changes out to be published.
+`claims.py` keeps the codes that prove possession of a device, `hand_over.py` passes it from one owner to the next,
+`replace.py` puts another in its place, and `predecessors.py` knows whose place it took. And `records.py` puts a party's
+record together from all of it when it is read, so that a correction learnt late is right at once. Each of its steps is
+a piece of SQL: `record/known.py` reads relations and links as they were known at a time, `record/about.py` finds the
+subjects a record is about, and when, `record/tally.py` counts what happened then, `record/own.py` is what everybody's
+record shows beside that, and `record/rare.py` looks at faults, ratings and visits one by one, for `record/sold.py` (of
+a vendor), `record/serviced.py` (of a partner), `record/cared_for.py` (of an employee) and `record/supplied.py` (of a
+supplier). `record/timeline.py` tells it all in one order, and `fates.py` what became of a single event.
+`bulk_parties.py`, `bulk_devices.py` and `bulk_relations.py` have the same rules for many at once; `unload.py` hands all
+of it out. Each process has the rights of its own role and no others (`roles.py`).
 
 **serve** shows it to people and their programs. `app.py` opens the rooms. `requests.py` gives each request an id and a
 bound, `access.py` asks who it is and lends it a connection, `problems.py` answers what goes wrong (`violations.py`: in
-a field of theirs); `shapes.py` and
-`pages.py` are the fields and the cursors that the rooms share. `senders.py` (their keys: `keys.py`, `fleet_keys.py`),
-`parties.py` (what is said of them: `attributes.py`, believed in the order of `origins.py`; which are the same:
-`links.py`), `devices.py` and `relationships.py` are the registry (`revisions.py` ends and corrects relations,
-`claims.py` lists and claims devices, `hand_over.py` hands them over, `replacements.py` replaces them, of which
-`predecessors.py` shows the line), `records.py` a party's record (`activity.py`: what happened; `kinds.py`: what a
-vendor, partner, employee or supplier has beside), `timeline.py` its timeline, `events.py` an event, its fate, and why
-it is on whose record. `conditional.py` lets clients keep what they have read.
+a field of theirs); `shapes.py` and `pages.py` are the fields and the cursors that the rooms share. `senders.py` (their
+keys: `keys.py`, `fleet_keys.py`), `parties.py` (what is said of them: `attributes.py`, believed in the order of
+`origins.py`; which are the same: `links.py`), `devices.py` and `relationships.py` are the registry (`revisions.py` ends
+and corrects relations, `claims.py` lists and claims devices, `hand_over.py` hands them over, `replacements.py` replaces
+them, of which `predecessors.py` shows the line), `records.py` a party's record (`activity.py`: what happened;
+`kinds.py`: what a vendor, partner, employee or supplier has beside), `timeline.py` its timeline, `events.py` an event,
+its fate, and why it is on whose record. `conditional.py` lets clients keep what they have read.
 
 **up** starts all of this on one machine, with a Kafka and a Postgres of its own; `up/__init__.py` names its files.
 
 `__main__.py` is the command line (`terminal.py`: how each command begins and fails): the command picks the process.
 Every bound of every process is in `settings.py`. Each event that a process receives ends with exactly one outcome
 (`outcome.py`), the label of its metric (`metrics.py`); `health.py` tells whether the process could do its work,
-`logs.py` how it writes what it sees, `reference.py` which references identify a party and which
-nobody, `examples.py` whether schemas and the examples beside them agree, and `silence.py`
-ends a connection that has fallen silent. `doctor.py` looks at everything, through `kafka/probe.py` and
-`postgres/probe.py`, and says what to do.
+`logs.py` how it writes what it sees, `reference.py` which references identify a party and which nobody, `examples.py`
+whether schemas and the examples beside them agree, and `silence.py` ends a connection that has fallen silent.
+`doctor.py` looks at everything, through `kafka/probe.py` and `postgres/probe.py`, and says what to do.
 """
