@@ -65,15 +65,20 @@ begin
     return null;
 end $$;
 
-CREATE FUNCTION public.tell_directory_of_ref() RETURNS trigger
+CREATE FUNCTION public.tell_directory_of_refs() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 begin
-    if tg_op <> 'INSERT' then
-        perform pg_notify('drm_directory', 'party:' || old.namespace || ':' || old.ref);
-    end if;
-    if tg_op <> 'DELETE' then
-        perform pg_notify('drm_directory', 'party:' || new.namespace || ':' || new.ref);
+    if (select count(*) from (select from changed limit 101) as first) <= 100 then
+        perform pg_notify('drm_directory', 'party:' || namespace || ':' || ref) from changed;
+    else
+        -- A message holds less than 8,000 bytes, and a name in JSON never more than 1,300.
+        perform pg_notify('drm_directory_many', json_agg(name)::text)
+        from (
+            select name, sum(octet_length(to_json(name)::text) + 2) over (rows unbounded preceding) / 6000 as message
+            from (select 'party:' || namespace || ':' || ref as name from changed) as named
+        ) as packed
+        group by message;
     end if;
     return null;
 end $$;
@@ -802,9 +807,15 @@ CREATE TRIGGER sender_tells AFTER INSERT OR DELETE OR UPDATE ON public.sender FO
 
 CREATE TRIGGER tell_directory AFTER INSERT OR UPDATE OF model, firmware ON public.device FOR EACH ROW WHEN (((new.registered_by <> 'event'::text) OR (new.model IS NOT NULL) OR (new.firmware IS NOT NULL))) EXECUTE FUNCTION public.tell_directory();
 
-CREATE TRIGGER tell_directory AFTER INSERT OR DELETE OR UPDATE ON public.party_ref FOR EACH ROW EXECUTE FUNCTION public.tell_directory_of_ref();
-
 CREATE TRIGGER tell_directory AFTER INSERT OR UPDATE ON public.relationship FOR EACH ROW EXECUTE FUNCTION public.tell_directory();
+
+CREATE TRIGGER tell_directory_after AFTER UPDATE ON public.party_ref REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION public.tell_directory_of_refs();
+
+CREATE TRIGGER tell_directory_before AFTER UPDATE ON public.party_ref REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION public.tell_directory_of_refs();
+
+CREATE TRIGGER tell_directory_with AFTER INSERT ON public.party_ref REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION public.tell_directory_of_refs();
+
+CREATE TRIGGER tell_directory_without AFTER DELETE ON public.party_ref REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION public.tell_directory_of_refs();
 
 ALTER TABLE ONLY public.claim_code
     ADD CONSTRAINT claim_code_device_fkey FOREIGN KEY (device) REFERENCES public.device(subject);

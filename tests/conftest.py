@@ -184,7 +184,7 @@ def settings(kafka: Kafka, database: str, monkeypatch: pytest.MonkeyPatch) -> It
         monkeypatch.delenv(name)
     made = make_settings(kafka, database)
     yield made
-    run_aside(_drop_topics(kafka.bootstrap, made.topic_prefix))
+    run_aside(drop_topics(kafka.bootstrap, made.topic_prefix))
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ async def _execute(dsn: str, statement: str) -> None:
         await connection.close()
 
 
-async def _drop_topics(bootstrap: str, prefix: str) -> None:
+async def drop_topics(bootstrap: str, prefix: str) -> None:
     """Partitions cost the session's broker memory and open files, and a run has hundreds of tests."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()

@@ -79,8 +79,9 @@ subjects a record is about, and when, `record/tally.py` counts what happened the
 record shows beside that, and `record/rare.py` looks at faults, ratings and visits one by one, for `record/sold.py` (of
 a vendor), `record/serviced.py` (of a partner), `record/cared_for.py` (of an employee) and `record/supplied.py` (of a
 supplier). `record/timeline.py` tells it all in one order, and `fates.py` what became of a single event.
-`bulk_parties.py`, `bulk_devices.py` and `bulk_relations.py` have the same rules for many at once; `unload.py` hands all
-of it out. Each process has the rights of its own role and no others (`roles.py`).
+`bulk_parties.py` (`bulk_said.py`: what is said of them), `bulk_devices.py` and `bulk_relations.py` have the same rules
+for many at once; `unload.py` hands all of it out. Each process has the rights of its own role and no others
+(`roles.py`).
 
 **serve** shows it to people and their programs. `app.py` opens the rooms. `requests.py` gives each request an id and a
 bound, `access.py` asks who it is and lends it a connection, `problems.py` answers what goes wrong (`violations.py`: in

@@ -186,6 +186,34 @@ async def test_what_changes_of_a_party_shows_under_each_of_its_names(
     assert await attributes(directory, "party:crm:778") == {}
 
 
+async def test_what_an_import_changes_of_very_many_parties_shows_in_the_very_next_look_up(
+    directory: Directory, registry: asyncpg.Connection
+) -> None:
+    """They are told of in few messages, however long and odd the references are."""
+    odd = '\\"\u0001ü🜨'
+    refs = [f"{number}-{odd}"[:150].ljust(3 + number % 148, "\u0001") for number in range(5000)]
+    keys = {f"party:crm:{ref}".encode() for ref in (*refs, "of another")}
+    assert all(read(context) == {} for context in (await directory.look_up(keys)).values())
+    heard: list[str] = []
+    listener = await asyncpg.connect(directory._settings.postgres_dsn.get_secret_value())
+    for channel in ("drm_directory", "drm_directory_many"):
+        await listener.add_listener(channel, lambda *told: heard.append(told[-1]))
+    ids = [await party(registry, name) for name in ("Ada", "Ben")]
+    for statement, holder in (
+        ("insert into party_ref select 'crm', ref, $2 from unnest($1::text[]) as ref", ids[0]),
+        ("update party_ref set party = $2 where ref = any ($1::text[])", ids[1]),
+        ("delete from party_ref where ref = any ($1::text[]) and party = $2", None),
+    ):
+        await registry.execute(statement, refs, holder or ids[1])
+        found = await directory.look_up(keys)
+        expected = {"partyroles": f"self:{holder}"} if holder else {}
+        assert all(read(found[f"party:crm:{ref}".encode()]) == expected for ref in refs)
+    await listener.execute("select")
+    await listener.close()
+    assert 4 < len(heard) < 2500
+    assert max(len(told.encode()) for told in heard) < 8000
+
+
 async def test_of_very_many_relations_the_latest_are_kept_and_the_rest_is_marked(
     settings: Settings, registry: asyncpg.Connection
 ) -> None:

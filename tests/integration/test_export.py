@@ -80,14 +80,20 @@ async def test_an_export_is_read_back_by_duckdb_and_pandas(
         events = f"read_parquet('{folder}/events/*/*/*.parquet', hive_partitioning = true)"
         counted = sql.sql(f"select month, count(*), sum((data::json ->> 'n')::int) from {events} group by 1 order by 1")
         assert counted.fetchall() == [("2026-03", 28, sum(range(1, 29))), ("2026-04", 2, None)]
+        by_type = sql.sql(f"select type, count(*) from {events} group by type order by type")
+        assert by_type.fetchall() == [(STATUS, 29), (ODD, 1)]
         owned = sql.sql(
             f"select name, role, subject from read_parquet('{folder}/relationships/*.parquet') as relation "
             f"join read_parquet('{folder}/parties/*.parquet') as party on party.id = relation.party"
         )
         assert owned.fetchall() == [("Ada", "owner", "m-1")]
-    march = pd.read_parquet(folder / names[3])
+    together = pd.read_parquet(folder / "events")
+    assert together.groupby(["type", "month"], observed=True).size().to_dict() == {
+        (STATUS, "2026-03"): 28, (STATUS, "2026-04"): 1, (ODD, "2026-04"): 1,
+    }  # fmt: skip
+    march = pd.read_parquet(folder / "events", filters=[("month", "==", "2026-03"), ("type", "==", STATUS)])
     assert march["occurred_at"].min() == pd.Timestamp("2026-03-01", tz="UTC")
-    assert len(march) == 28
+    assert len(march) == len(pd.read_parquet(folder / names[3])) == 28
     (ada,) = pd.read_parquet(folder / "parties").to_dict("records")
     assert (json.loads(ada["refs"]), json.loads(ada["attributes"])[0]["value"]) == ({"crm": ["1"]}, "Lund")
     said = metadata_of(folder / names[3])

@@ -121,6 +121,25 @@ async def test_asking_again_for_what_is_so_changes_nothing(admin: httpx.AsyncCli
     assert await db.fetchval("select count(*) from relationship_change") == 4
 
 
+async def test_what_begins_now_is_begun_once_however_often_it_is_asked_for(
+    admin: httpx.AsyncClient, db: asyncpg.Connection
+) -> None:
+    ada, bo = await make_party(admin, crm="778"), await make_party(admin)
+    body = {"subject": "meter-7", "role": "owner", "party": "crm:778"}
+    first = await admin.post(RELATIONSHIPS, json=body | {"reason": "sale"})
+    again = await admin.post(RELATIONSHIPS, json=body | {"party": ada})
+    assert (first.status_code, again.status_code, again.json()) == (201, 200, first.json())
+    assert again.headers["location"] == first.headers["location"]
+    refused(await admin.post(RELATIONSHIPS, json=body | {"party": bo}), 409, "conflict")  # another's
+    refused(await admin.post(RELATIONSHIPS, json=body | {"valid_to": JUNE[:2] + "99" + JUNE[4:]}), 409, "conflict")
+    earlier = await begun(admin, ada, "meter-8")
+    assert (await admin.post(RELATIONSHIPS, json=body | {"subject": "meter-8"})).json() == earlier
+    await changed(admin, first.json(), "end")
+    anew = await admin.post(RELATIONSHIPS, json=body)
+    assert (anew.status_code, anew.json()["id"] != first.json()["id"]) == (201, True)
+    assert await db.fetchval("select count(*) from relationship_change") == 4
+
+
 async def test_what_has_ended_does_not_end_anew_when_it_is_ended_now(
     admin: httpx.AsyncClient, db: asyncpg.Connection
 ) -> None:

@@ -264,6 +264,9 @@ def _as_they_are(row: Mapping[str, Any]) -> Any:
     for name, value in row.items():
         if value is None or value == "":
             continue
+        if isinstance(name, str) and "." not in name:
+            fields[name] = _json(value)
+            continue
         *path, last = name.split(".") if isinstance(name, str) else [name]
         inside = fields
         for step in path:

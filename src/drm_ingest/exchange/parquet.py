@@ -20,9 +20,10 @@ comes of it later has a file of its own."""
 
 _TIME = pa.timestamp("us", tz="UTC")
 _TEXT = pa.string()
+# Not `type`: it is in the path, and what reads Hive partitions (pandas, for one) refuses it in both places.
 EVENTS = pa.schema(
     [
-        *((name, _TEXT) for name in ("subject", "source", "id", "type")),
+        *((name, _TEXT) for name in ("subject", "source", "id")),
         ("occurred_at", _TIME),
         ("occurred_at_raw", _TEXT),
         ("received_at", _TIME),

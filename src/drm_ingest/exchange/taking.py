@@ -94,16 +94,29 @@ async def take(
         Stopped: too much is refused, the file ends in the middle, or Postgres is away; what was taken stays taken.
     """
     lines = desk.file.lines(progress.line)
-    while batch := next_lines(lines, taker.lines):
-        wanted, refused = sort(taker, desk, batch)
-        became = await _write(db, taker, desk, progress, wanted, refused, len(batch))
-        for (line, _), one in zip(wanted, became, strict=True):
-            if isinstance(one, Refused):
-                refused.append((line.number, line.original, one))
-            else:
-                setattr(progress, one, getattr(progress, one) + 1)
-        note(desk, progress, batch, refused)
-        on_progress()
+
+    def read() -> tuple[list[Line], list[tuple[Line, Wanted]], list[Told]]:
+        batch = next_lines(lines, taker.lines)
+        return batch, *sort(taker, desk, batch)
+
+    # While Postgres is at work, a thread reads on: what one waits for is mostly the other.
+    reading = asyncio.create_task(asyncio.to_thread(read))
+    try:
+        while (ready := await reading)[0]:
+            batch, wanted, refused = ready
+            reading = asyncio.create_task(asyncio.to_thread(read))
+            became = await _write(db, taker, desk, progress, wanted, refused, len(batch))
+            for (line, _), one in zip(wanted, became, strict=True):
+                if isinstance(one, Refused):
+                    refused.append((line.number, line.original, one))
+                else:
+                    setattr(progress, one, getattr(progress, one) + 1)
+            note(desk, progress, batch, refused)
+            on_progress()
+    finally:
+        await asyncio.wait([reading])  # a thread cannot be stopped
+        if not reading.cancelled():
+            reading.exception()  # what ended this one counts
 
 
 def next_lines(lines: Iterator[Line], count: int) -> list[Line]:

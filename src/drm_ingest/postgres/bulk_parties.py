@@ -3,6 +3,7 @@
 Meanwhile   another took a reference between looking and writing: nothing was changed, look again
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,6 +12,7 @@ from uuid import UUID
 
 import asyncpg
 
+from drm_ingest.postgres import bulk_said as said
 from drm_ingest.postgres.parties import Reference
 
 
@@ -83,46 +85,12 @@ class _Plan:
 
 
 _HELD = """
-select wanted.namespace, wanted.ref, party.id, party.kind
+select wanted.namespace, wanted.ref, held.id, held.kind
 from unnest($1::text[], $2::text[]) as wanted (namespace, ref)
-join party_ref using (namespace, ref)
-join party on party.id = party_ref.party"""
-
-_SAID = """
-with told as (
-    select party, name collate "C" as name, origin collate "C" as origin, value::jsonb as value, said_at
-    from unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[])
-        as told (party, name, origin, value, said_at)
-), said as (
-    select distinct on (party, name, origin) * from told
-    order by party, name, origin, said_at desc, coalesce(value::text, '') collate "C" desc
-)"""
-_NEWS = """
-select distinct said.party
-from said left join party_attribute as held using (party, name, origin)
-where held.value is distinct from said.value
-  and (held.party is null or (said.said_at, coalesce(said.value::text, '') collate "C")
-                           > (held.said_at, coalesce(held.value::text, '') collate "C"))"""
-_TOO_MANY = """
-select party from (
-    select party, name, origin from said
-    union
-    select party, name, origin from party_attribute where party = any ($1::uuid[])
-) as all_of_it
-group by party having count(*) > $6"""
-# The rule of attributes.py, for many.
-_SAY = """
-, kept as (
-    insert into party_attribute as held (party, name, origin, value, said_at, asserted_by)
-    select party, name, origin, value, said_at, $6 from said order by party, name, origin
-    on conflict (party, name, origin) do update
-    set value = excluded.value, said_at = excluded.said_at, recorded_at = excluded.recorded_at,
-        asserted_by = excluded.asserted_by
-    where (excluded.said_at, coalesce(excluded.value::text, '') collate "C")
-        > (held.said_at, coalesce(held.value::text, '') collate "C")
-    returning party, old.value is distinct from new.value as changed  -- `old` and `new` in returning: Postgres 18
-)
-select distinct party from kept where changed"""
+cross join lateral (
+    select party.id, party.kind from party_ref join party on party.id = party_ref.party
+    where party_ref.namespace = wanted.namespace and party_ref.ref = wanted.ref offset 0  -- one by one, by index
+) as held"""
 
 
 async def bring(
@@ -156,23 +124,25 @@ async def bring(
         await _make(db, plan)
     else:
         imagined.update(plan.refs)
-    said = _said(wanted, plan)
+    rows = _said(wanted, plan)
     if imagined is None:
-        changed = {row["party"] for row in await db.fetch(_SAID + _SAY, *said, asserted_by)} if said[0] else set()
+        changed = await said.say(db, await said.copy_new(db, plan.new, rows, asserted_by), asserted_by)
     else:
-        changed = {row["party"] for row in await db.fetch(_SAID + _NEWS, *said)} if said[0] else set()
+        changed = await said.news(db, rows)
     _tell_changed(wanted, plan, changed)
     return plan.became
 
 
 def _tell_changed(wanted: Sequence[Wanted], plan: _Plan, changed: Collection[UUID]) -> None:
     """Of the lines about a party whose attributes changed, those that say what no line before them did."""
+    if "same" not in plan.became:
+        return
     new = set(plan.new)
-    said: dict[Found, set[tuple[str, str, str | None]]] = {}
+    before_of: dict[Found, set[tuple[str, str, str | None]]] = {}
     for number, (line, found) in enumerate(zip(wanted, plan.of_line, strict=True)):
         if found is None or not line.values or not (found in new or found.id in changed):
             continue
-        before = said.setdefault(found, set())
+        before = before_of.setdefault(found, set())
         says = {(line.origin, name, value) for name, value in line.values.items()}
         if plan.became[number] == "same" and not says <= before:
             plan.became[number] = "changed"
@@ -234,14 +204,21 @@ async def _too_many_attributes(
     db: asyncpg.Connection, wanted: Sequence[Wanted], plan: _Plan, attributes_max: int
 ) -> list[int]:
     """Return the lines of parties that would have too many."""
-    of_new: dict[Found, set[tuple[str, str]]] = {}
+    at_most: Counter[Found] = Counter()
     for line, found in zip(wanted, plan.of_line, strict=True):
         if found is not None and found.id is None:
-            of_new.setdefault(found, set()).update((name, line.origin) for name in line.values)
-    over: set[Found | UUID | None] = {found for found, names in of_new.items() if len(names) > attributes_max}
-    said = _said(wanted, plan)
-    if said[0]:
-        over |= {row["party"] for row in await db.fetch(_SAID + _TOO_MANY, *said, attributes_max)}
+            at_most[found] += len(line.values)
+    of_new: dict[Found, set[tuple[str, str]]] = {
+        found: set() for found, count in at_most.items() if count > attributes_max
+    }
+    if of_new:
+        for line, found in zip(wanted, plan.of_line, strict=True):
+            if found in of_new:
+                of_new[found].update((name, line.origin) for name in line.values)
+    over: set[Found | UUID] = {found for found, names in of_new.items() if len(names) > attributes_max}
+    over |= await said.too_many(db, _said(wanted, plan), attributes_max)
+    if not over:
+        return []
     return [
         number
         for number, found in enumerate(plan.of_line)
@@ -249,15 +226,14 @@ async def _too_many_attributes(
     ]
 
 
-def _said(wanted: Sequence[Wanted], plan: _Plan) -> tuple[list[object], ...]:
-    """Return what is said of parties that are there, in columns: party, name, origin, value, said_at."""
-    rows = [
+def _said(wanted: Sequence[Wanted], plan: _Plan) -> list[said.Row]:
+    """Return what is said of parties that are there."""
+    return [
         (found.id, name, line.origin, value, line.said_at)
         for line, found in zip(wanted, plan.of_line, strict=True)
         if found is not None and found.id is not None
         for name, value in line.values.items()
     ]
-    return tuple(map(list, zip(*rows, strict=True))) if rows else ([], [], [], [], [])
 
 
 async def _make(db: asyncpg.Connection, plan: _Plan) -> None:
@@ -269,11 +245,9 @@ async def _make(db: asyncpg.Connection, plan: _Plan) -> None:
             "party", records=[(found.id, found.kind, found.name) for found in plan.new], columns=("id", "kind", "name")
         )
     if plan.refs:
+        # In one order for all, or two imports could wait for each other.
         refs = sorted((namespace, ref, found.id) for (namespace, ref), found in plan.refs)
-        added = await db.execute(
-            "insert into party_ref (namespace, ref, party) "
-            "select * from unnest($1::text[], $2::text[], $3::uuid[]) on conflict do nothing",
-            *map(list, zip(*refs, strict=True)),
-        )
-        if int(added.rpartition(" ")[2]) < len(refs):
-            raise Meanwhile
+        try:
+            await db.copy_records_to_table("party_ref", records=refs, columns=("namespace", "ref", "party"))
+        except asyncpg.UniqueViolationError:
+            raise Meanwhile from None

@@ -116,9 +116,7 @@ async def claim(db: asyncpg.Connection, proof: Proof, guesses_max: int) -> tuple
         elif row["expires_at"] <= now:
             refused = DeadCode("expired")
         else:
-            owner = Claim(
-                proof.device, "owner", proof.party, None, None, proof.asserted_by, proof.reason, from_now=True
-            )
+            owner = Claim(proof.device, "owner", proof.party, now, None, proof.asserted_by, proof.reason)
             begun, _ = await relate.begin(db, owner, locked)
             await db.execute("update claim_code set relationship = $2 where device = $1", proof.device, begun["id"])
             return begun, True

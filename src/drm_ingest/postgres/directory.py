@@ -11,10 +11,13 @@ from typing import NamedTuple
 from uuid import UUID
 
 import asyncpg
+import orjson
 
 from drm_ingest.event import PARTY_PREFIX
 
 CHANNEL = "drm_directory"
+CHANNEL_OF_MANY = "drm_directory_many"
+"""With a list of subjects in JSON, from a statement that changed more than a few."""
 
 _LOOK_UP = """
 with asked as (
@@ -67,7 +70,13 @@ class DirectoryConnection:
     @classmethod
     async def listen(cls, connection: asyncpg.Connection, on_change: Callable[[str], None]) -> "DirectoryConnection":
         """Begin to hear of changes; `on_change` gets the subject."""
+
+        def on_changes(_connection: object, _pid: int, _channel: str, subjects: str) -> None:
+            for subject in orjson.loads(subjects):
+                on_change(subject)
+
         await connection.add_listener(CHANNEL, lambda _connection, _pid, _channel, subject: on_change(subject))
+        await connection.add_listener(CHANNEL_OF_MANY, on_changes)
         return cls(connection, await connection.prepare(_LOOK_UP))
 
     async def look_up(self, subjects: Iterable[str], relations_max: int, timeout_s: float) -> Sequence[Row]:

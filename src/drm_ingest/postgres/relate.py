@@ -6,6 +6,7 @@ NoBatch       only what a supplier delivers comes in batches
 
 from collections.abc import Collection
 from dataclasses import replace
+from datetime import datetime
 from uuid import UUID
 
 import asyncpg
@@ -34,7 +35,8 @@ class NoBatch(Exception):
 async def begin(db: asyncpg.Connection, claim: Claim, locked: Locked | None = None) -> tuple[asyncpg.Record, bool]:
     """Record that a relation holds, register its device if it is new; return the row, and whether it is new.
 
-    A relation that says exactly the same is returned as it is. `claim.subject` is canonical, and `claim.party` exists.
+    A relation that says exactly the same is returned as it is; from now on, one that holds by now. `claim.subject` is
+    canonical, and `claim.party` exists.
     Whoever has locked the subject already says what `lock` answered: so several changes are recorded at one time.
 
     Raises:
@@ -47,6 +49,9 @@ async def begin(db: asyncpg.Connection, claim: Claim, locked: Locked | None = No
 async def _begin(db: asyncpg.Connection, claim: Claim, locked: Locked) -> tuple[asyncpg.Record, bool]:
     now, recorded_at = locked
     if claim.from_now:
+        # Asked again after an answer that was lost, `now` is later, and it is the same relation all the same.
+        if (same := await _holding(db, claim, recorded_at)) is not None:
+            return same, False
         claim = replace(claim, valid_from=now, from_now=False)
     if empty(claim.valid_from, claim.valid_to):
         raise EmptyRange
@@ -80,6 +85,17 @@ async def _begin(db: asyncpg.Connection, claim: Claim, locked: Locked) -> tuple[
     row = await db.fetchrow(f"{ROW} where id = $1", id_)
     await note(db, "begun", row, recorded_at, before, claim.asserted_by, claim.reason)
     return row, True
+
+
+async def _holding(db: asyncpg.Connection, claim: Claim, at: datetime) -> asyncpg.Record | None:
+    """Return the relation of a claim that holds by then, up to where the claim ends."""
+    row: asyncpg.Record | None = await db.fetchrow(
+        f"{ROW} where subject = $1 and role = $2 and party = $3 and upper_inf(recorded) "
+        "and batch is not distinct from $4 and valid @> $5::timestamptz and upper(valid) is not distinct from $6 "
+        "and not derived",  # what events said ends with what they say
+        claim.subject, claim.role, claim.party, claim.batch, at, claim.valid_to,
+    )  # fmt: skip
+    return row
 
 
 async def _joined(db: asyncpg.Connection, claim: Claim) -> tuple[str, str, bool]:

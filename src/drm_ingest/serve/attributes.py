@@ -108,6 +108,9 @@ async def put(
     return Stand(attributes=agreed(rows), outlived=outlived)
 
 
+_as_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
 def stored(name: str, value: Any, bytes_max: int) -> str | None:
     """Return a value as JSON text.
 
@@ -116,15 +119,18 @@ def stored(name: str, value: Any, bytes_max: int) -> str | None:
     """
     if value is None:
         return None
-    where = json_pointer("attributes", name)
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        text = _as_json(value).encode()
         refuse_unstorable(b"[" + text + b"]")  # it looks for numbers inside of something
     except Rejected as rejected:
-        raise invalid(rejected.detail, pointer=where) from None
+        raise invalid(rejected.detail, pointer=_pointer(name)) from None
     except (ValueError, RecursionError):  # NaN, a lone surrogate, too deep
-        raise invalid("Cannot be stored: numbers must be finite and text UTF-8.", pointer=where) from None
+        raise invalid("Cannot be stored: numbers must be finite and text UTF-8.", pointer=_pointer(name)) from None
     if len(text) > bytes_max:
         detail = f"Has {len(text)} bytes as JSON; at most {bytes_max} are kept (DRM_ATTRIBUTE_BYTES_MAX)."
-        raise invalid(detail, pointer=where)
+        raise invalid(detail, pointer=_pointer(name))
     return text.decode()
+
+
+def _pointer(name: str) -> str:
+    return json_pointer("attributes", name)

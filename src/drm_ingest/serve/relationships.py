@@ -112,7 +112,8 @@ def etag(relation: Relationship) -> str:
     summary="Begin a relation",
     description="A device not heard of yet is registered by it. "
     "Where the role is held already at that time, 409 names that row in `relationship`; "
-    "where just this relation is there already, 200 answers with it.",
+    "where just this relation is there already, 200 answers with it. Without `valid_from` that is one that holds "
+    "now and ends as asked for.",
     responses={200: {"model": Relationship, "description": "It was there."}, **documented("conflict")},
 )
 async def begin(body: NewRelationship, response: Response, caller: Admin, db: Db) -> Relationship:
