@@ -1,6 +1,6 @@
 """Show what matters of an answer of serve: `curl … | python docs/show.py name satisfaction.csat.score`.
 
-Each field is a line, and of `related[]` each item; with a single field there is its value alone, for a shell variable.
+Each field is a line, and behind `related:` those of each item are; a single field is its value alone, for a variable.
 A refusal is shown as one: its status, its code and what to do.
 """
 
@@ -27,8 +27,8 @@ def shown(answer: Any, fields: list[str]) -> list[str]:
     """Return the lines that show these fields of an answer."""
     if "detail" in answer and isinstance(answer.get("status"), int):
         return [f"{answer['status']} {answer['code']}: {answer['detail']}"]
-    if fields and fields[0].endswith("[]"):
-        rows = [[text(value(item, field)) for field in fields[1:]] for item in value(answer, fields[0][:-2]) or ()]
+    if fields and fields[0].endswith(":"):
+        rows = [[text(value(item, field)) for field in fields[1:]] for item in value(answer, fields[0][:-1]) or ()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows] or ["none"]
     if len(fields) == 1:

@@ -4,6 +4,7 @@ Each command imports what it needs when it runs, so that `--help` and short tool
 """
 
 import os
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -38,7 +39,6 @@ cli = typer.Typer(
 
 cli.add_typer(letters, name="dead-letters")
 cli.add_typer(importing, name="import")
-cli.command()(export)
 
 
 @cli.callback()
@@ -54,7 +54,8 @@ def main(
         if not any(name.startswith(CONNECTIONS) for name in not_made_by_up(os.environ)):
             found = DataDir(data_dir).published_environment()
             os.environ.update(found)
-            if not found and context.invoked_subcommand in {"dead-letters", "doctor", "tail"}:
+            asked_for_help = not {"-h", "--help"}.isdisjoint(sys.argv)
+            if not found and not asked_for_help and context.invoked_subcommand in {"dead-letters", "doctor", "tail"}:
                 typer.echo(
                     f"no running `drm-ingest up` found in {data_dir}; cd there, or set DRM_DATA_DIR, or "
                     "DRM_KAFKA_BOOTSTRAP and DRM_POSTGRES_DSN",
@@ -354,7 +355,7 @@ def tail(
             metavar="TYPE", help="A type, a family of types, `unclassified`, `dead-letters` or `relationship-changes`."
         ),
     ],
-    subject: Annotated[str | None, typer.Option(help="Only what is about this device.")] = None,
+    subject: Annotated[str | None, typer.Option(help="Only what is about this device, or about `party:<id>`.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
     timeout: Annotated[
         float | None,
@@ -371,7 +372,6 @@ def tail(
     Example: drm-ingest tail device.measurement --subject meter-7 --from-beginning
     """
     import asyncio
-    import sys
 
     from rich.console import Console
 
@@ -437,6 +437,9 @@ def demo(
     if edge_url and serve_url and sender_key and admin_key:
         raise typer.Exit(run(edge_url, serve_url, sender_key, admin_key))
     raise typer.Exit(run_beside_own_up(context.find_root().params["data_dir"]))
+
+
+cli.command()(export)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from tests.adversity import story
 from tests.adversity.running import Running
 from tests.integration.edge import NO_TLS
@@ -16,12 +17,13 @@ PAGE, TOLD = DOCS / "relations.md", DOCS / "pictures/household.json"
 SUBJECTS = {"thermo-501": "thermo-501", "thermo-733": "thermo-733", "crm:4711": "Ekman family"}
 
 
+@pytest.mark.timeout(400)
 def test_one_households_story_runs_as_it_stands_and_answers_what_it_says(path: Running, tmp_path: Path) -> None:
     (tmp_path / ".drm").symlink_to(path.ready_file.parent / "data")
     (tmp_path / ".venv").symlink_to(sys.prefix)
     (tmp_path / "docs").symlink_to(DOCS)
     page = PAGE.read_text()
-    answers = story.run(page, tmp_path, timeout_s=170)
+    answers = story.run(page, tmp_path, timeout_s=300)
     made = json.dumps(told_by(path), indent=1, ensure_ascii=False) + "\n"
     if os.environ.get("WRITE_STORY"):
         PAGE.write_text(story.rewritten(page, answers))

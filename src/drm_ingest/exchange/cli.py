@@ -97,8 +97,8 @@ def events(
 ) -> None:
     """Send events of the past to the edge, the way of live ones, in a lane that yields to these.
 
-    An event without an id gets one that is made of all else in it: what is sent twice is stored once. Run it again
-    after it was interrupted: it goes on where it stopped. Exits with 0 only if no line was refused.
+    An event without an id gets one that is made of all else in it: what is sent twice is stored once.
+    Run it again after it was interrupted: it goes on where it stopped. Exits with 0 only if no line was refused.
     """
     from drm_ingest.exchange.command import Import, Lane, run_import
 
@@ -137,8 +137,8 @@ def export(
 ) -> None:
     """Write everything there is into Parquet files, for DuckDB, pandas and their like; docs/import.md.
 
-    Run it again after it was interrupted: it goes on behind what is done. Run again when it is complete, it replaces
-    every file by one of now.
+    Run it again after it was interrupted: it goes on behind what is done.
+    Run again when it is complete, it replaces every file by one of now.
     """
     try:
         from drm_ingest.exchange.export import WHAT, run_export
