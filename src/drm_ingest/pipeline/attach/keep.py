@@ -62,8 +62,10 @@ class Keeper:
     async def work(self) -> None:
         """Go on for ever; failures are told and tried again."""
         while True:
+            # Not wait_for: in Python 3.11 that loses a cancellation which comes as the wait ends.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), PROBE_INTERVAL_S)
+                async with asyncio.timeout(PROBE_INTERVAL_S):
+                    await self._woken.wait()
             self._woken.clear()
             await self._round()
 

@@ -50,8 +50,10 @@ class Linker:
     async def work(self) -> None:
         """Go on for ever; failures are told and tried again."""
         while True:
+            # Not wait_for: in Python 3.11 that loses a cancellation which comes as the wait ends.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), self._settings.identity_sweep_s)
+                async with asyncio.timeout(self._settings.identity_sweep_s):
+                    await self._woken.wait()
             self._woken.clear()
             try:
                 async with self._pool.acquire() as db:
