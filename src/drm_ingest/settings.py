@@ -198,6 +198,9 @@ class Settings(BaseSettings):
     attribute_bytes_max: Bytes = Field(2 * KiB, le=64 * KiB, description="the value of an attribute, as JSON; else 422")
     origins_max: Count = Field(50, le=1000, description="in the declared order of trust; else 422")
     linked_parties_max: Count = Field(20, le=1000, description="that share one record; else 422")
+    linked_relations_counted_max: Count = Field(
+        1_000, le=100_000, description="of two parties together, up to which linking them counts the events it moves"
+    )
     reference_hmac_key: Annotated[SecretStr, Field(min_length=32)] | None = Field(
         None,
         description="serve and attach keep mail addresses and phone numbers as hashes keyed by it, else refuse them",

@@ -131,7 +131,8 @@ async def test_an_emptied_postgres_is_filled_from_the_beginning_of_the_topics_wi
     async with attached.attaching():
         await attached.until("select count(*) = 2 from event")
         await asyncio.sleep(2 * COMMIT_INTERVAL_S)  # Kafka too knows how far it has read
-        await attached.connection.execute("truncate event, event_identity, subject_day, device, consumer_position cascade")
+        tables = "event, event_identity, subject_day, device, consumer_position"
+        await attached.connection.execute(f"truncate {tables} cascade")
         await attached.connection.execute(END_WORKERS)
         await attached.put(event("e-3"), partition=0)
         await attached.until("select exists (select from event where id = 'e-3')")

@@ -1,6 +1,7 @@
 """Parties found to be the same: one joint record while they are linked, and both as before once they are not."""
 
 import asyncio
+import json
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -16,6 +17,7 @@ from tests.integration.conftest import Attach, Sent
 from tests.integration.test_records import DAY, HOUR, NOON, get, happened, holds, pages, party
 from tests.integration.test_registry import refused
 
+from drm_ingest.postgres import link as linking
 from drm_ingest.postgres import links
 from drm_ingest.settings import Settings
 
@@ -161,6 +163,53 @@ async def test_repeats_change_nothing_and_each_change_is_written_down_once(
     times = await db.fetch("select lower(recorded) as since, upper(recorded) as until from party_link order by since")
     assert [row["recorded_at"] for row in changes[::2]] == [times[0]["since"], times[0]["until"], times[1]["since"]]
     assert times[1]["until"] is None
+
+
+async def test_linking_tells_what_came_onto_each_record_and_unlinking_what_went(
+    admin: httpx.AsyncClient, attach: Attach, db: asyncpg.Connection
+) -> None:
+    one, other = await household(admin, attach)
+    third = await party(admin, "Ada B.", crm="779")
+    apart = {id_: Counter((await get(admin, f"/v1/parties/{id_}"))["events_by_type"]) for id_ in (one, other)}
+    await link(admin, one, other)
+    joint = Counter((await get(admin, f"/v1/parties/{one}"))["events_by_type"])
+    more = {id_: joint - apart[id_] for id_ in (one, other)}
+    assert all(more.values())
+    assert sum(joint.values()) < sum(map(Counter.total, apart.values()))  # some events are on both
+    assert await moves_of(db) == [("linked", id_, "gained", None, None, more[id_]) for id_ in (one, other)]
+
+    await link(admin, other, third)
+    assert [row[:2] for row in await moves_of(db)] == [("linked", third)]  # and nothing came of it
+    await link(admin, one, third)
+    await unlink(admin, one, other)
+    assert await moves_of(db) == []  # the third still joins them
+    await unlink(admin, one, third)
+    assert await moves_of(db) == [
+        ("unlinked", one, "lost", None, None, more[one]),
+        ("unlinked", third, "lost", None, None, more[other]),  # with the other it stays
+    ]
+
+
+async def moves_of(db: asyncpg.Connection) -> list[tuple[Any, ...]]:
+    """What was moved since this was asked the last time: change, party, direction, from, to, by type."""
+    rows = await db.fetch(
+        "delete from relationship_move using relationship_change change where change.number = relationship_move.number "
+        "and change.relationship is null "
+        "returning change, change.party::text, direction, starts, ends, events, types, change.number"
+    )
+    assert all(row["events"] == sum(json.loads(row["types"]).values()) for row in rows)
+    return [(*tuple(row)[:5], Counter(json.loads(row["types"]))) for row in sorted(rows, key=lambda row: row["number"])]
+
+
+async def test_linking_very_large_records_counts_nothing_and_says_so(
+    admin: httpx.AsyncClient, attach: Attach, db: asyncpg.Connection
+) -> None:
+    one, other = map(UUID, await household(admin, attach))
+    await linking.link(db, linking.Claim(one, other, "office", "same card"), 4, relations_counted_max=2)
+    await linking.unlink(db, linking.Claim(one, other, "office", None), relations_counted_max=2)
+    changes = await db.fetch("select detail from relationship_change where relationship is null order by number")
+    assert [json.loads(row["detail"])["counted"] for row in changes] == [False] * 4
+    assert await moves_of(db) == []
 
 
 async def test_only_parties_of_one_kind_are_linked_and_none_with_itself(

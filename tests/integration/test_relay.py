@@ -112,6 +112,7 @@ async def test_each_change_is_a_cloud_event_of_its_party_with_what_was_what_is_a
     assert (begun["before"], begun["after"]["version"], begun["moved"][0]["direction"]) == (None, 1, "gained")
     assert (withdrawn["before"]["version"], withdrawn["after"]) == (2, None)
     assert (joined["change"], joined["subject"], joined["relationship"]) == ("linked", f"party:{other}", None)
+    assert joined["moved"] == []  # nothing was on the other's record
 
 
 async def test_of_several_workers_one_publishes_each_change_once(attached: Bench) -> None:

@@ -108,7 +108,7 @@ def changes_as_text(console: Console) -> Show:
     return show
 
 
-_TOLD_OF_CHANGES = ("number", "party", "relationship", "asserted_by", "reason", "moved_left_out")
+_TOLD_OF_CHANGES = ("number", "party", "relationship", "asserted_by", "reason", "moved_left_out", "moved_uncounted")
 
 
 def _during(of: dict[str, Any], start: str, end: str) -> str:

@@ -4,13 +4,16 @@ OtherKind      parties of different kinds are not the same
 TooManyLinked  more parties would share one record than may
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 from uuid import UUID
 
 import asyncpg
 
 from drm_ingest.event import PARTY_PREFIX
+from drm_ingest.postgres import moves, records
 from drm_ingest.postgres.changes import write
 from drm_ingest.postgres.links import LINK, OPEN, group
 
@@ -62,8 +65,13 @@ async def expect_possible(db: asyncpg.Connection, party: UUID, other: UUID, part
         raise TooManyLinked(len(here) + len(there))
 
 
-async def link(db: asyncpg.Connection, claim: Claim, parties_max: int) -> tuple[asyncpg.Record, bool]:
+async def link(
+    db: asyncpg.Connection, claim: Claim, parties_max: int, relations_counted_max: int = 1000
+) -> tuple[asyncpg.Record, bool]:
     """Join the records of two parties, which exist; return the link, and whether it is new.
+
+    What that brings either record is counted, unless they have more relations than that together: links are locked
+    meanwhile.
 
     Raises:
         OtherKind, TooManyLinked: and nothing was changed.
@@ -76,6 +84,7 @@ async def link(db: asyncpg.Connection, claim: Claim, parties_max: int) -> tuple[
         )
         if known is not None:
             return known, False
+        apart = [await group(db, party) for party in claim.pair]
         # Not before the last time they were linked ended, should a clock have stepped back.
         row = await db.fetchrow(
             "insert into party_link (party, other, kind, reason, asserted_by, recorded) "
@@ -84,14 +93,19 @@ async def link(db: asyncpg.Connection, claim: Claim, parties_max: int) -> tuple[
             f"from party where id = $1 returning {LINK}",
             *claim.pair, claim.reason, claim.asserted_by,
         )  # fmt: skip
-        await _note(db, "linked", claim, row["linked_at"])
+        differences = await _differences(db, apart, await group(db, claim.party), relations_counted_max)
+        await _note(db, "linked", claim, row["linked_at"], differences)
         return row, True
 
 
-async def unlink(db: asyncpg.Connection, claim: Claim) -> bool:
-    """Take two parties apart again; return whether they were linked."""
+async def unlink(db: asyncpg.Connection, claim: Claim, relations_counted_max: int = 1000) -> bool:
+    """Take two parties apart again, counting what that takes off their records as `link` does; return whether it did.
+
+    False: they were not linked.
+    """
     async with db.transaction():
         await db.execute("select pg_advisory_xact_lock($1)", _LINKS)
+        together = await group(db, claim.party)
         row = await db.fetchrow(
             "update party_link set recorded = tstzrange(lower(recorded), "
             "    greatest(clock_timestamp(), lower(recorded) + interval '1 microsecond')) "
@@ -100,15 +114,42 @@ async def unlink(db: asyncpg.Connection, claim: Claim) -> bool:
         )  # fmt: skip
         if row is None:
             return False
-        await _note(db, "unlinked", claim, row["unlinked_at"])
+        apart = [await group(db, party) for party in claim.pair]
+        differences = await _differences(db, apart, together, relations_counted_max)
+        await _note(db, "unlinked", claim, row["unlinked_at"], differences)
         return True
 
 
-async def _note(db: asyncpg.Connection, change: str, claim: Claim, at: datetime) -> None:
-    """Write the change down, for each of the two parties: which of its readers follows which is not known.
+_Difference = dict[str, int]
 
-    What it brings a record is not counted here: that would take as long as both records are large, with links locked.
-    """
-    detail = {"asserted_by": claim.asserted_by, "reason": claim.reason}
-    for party, other in (claim.pair, claim.pair[::-1]):
-        await write(db, change, {"subject": f"{PARTY_PREFIX}{other}", "party": party}, detail, at, [])
+
+async def _differences(
+    db: asyncpg.Connection, apart: Sequence[Sequence[UUID]], together: Sequence[UUID], relations_max: int
+) -> list[_Difference | None]:
+    """Return what the joint record has beside that of each of the two groups, by type; None: it was not counted."""
+    relations = await db.fetchval(
+        "select count(*) from (select from relationship where party = any ($1::uuid[]) and upper_inf(recorded) "
+        "limit $2) as first",
+        together, relations_max + 1,
+    )  # fmt: skip
+    if relations > relations_max:
+        return [None for _ in apart]
+    joint = (await records.counts(db, together)).events_by_type
+    differences: list[_Difference | None] = []
+    for own in apart:
+        # Where another link joins them too, nothing moves.
+        mine = joint if own == together else (await records.counts(db, own)).events_by_type
+        more = {type_: count - mine.get(type_, 0) for type_, count in joint.items()}
+        differences.append({type_: count for type_, count in more.items() if count > 0})
+    return differences
+
+
+async def _note(
+    db: asyncpg.Connection, change: str, claim: Claim, at: datetime, differences: Sequence[_Difference | None]
+) -> None:
+    """Write the change down, for each of the two parties: which of its readers follows which is not known."""
+    direction: Literal["gained", "lost"] = "gained" if change == "linked" else "lost"
+    for (party, other), types in zip((claim.pair, claim.pair[::-1]), differences, strict=True):
+        detail = {"asserted_by": claim.asserted_by, "reason": claim.reason, "counted": types is not None}
+        moved = [moves.Move(party, direction, None, None, types)] if types else []
+        await write(db, change, {"subject": f"{PARTY_PREFIX}{other}", "party": party}, detail, at, moved)

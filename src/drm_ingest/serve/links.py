@@ -103,7 +103,7 @@ async def link(
         if query.preview:
             return await _preview(db, id_, other, limit)
         claim = linking.Claim(id_, other, body.asserted_by or caller.name, body.reason)
-        row, new = await linking.link(db, claim, limit)
+        row, new = await linking.link(db, claim, limit, store.settings.linked_relations_counted_max)
     if new:
         response.status_code = 201
     return Linked(**row, parties=await links.group(db, id_))
@@ -117,10 +117,12 @@ async def link(
     responses=documented("not_found"),
 )
 async def unlink(
-    party: InPath, other: InPath, query: Annotated[UnlinkQuery, Query()], caller: Admin, db: Db
+    party: InPath, other: InPath, query: Annotated[UnlinkQuery, Query()], caller: Admin, db: Db, store: Stored
 ) -> Unlinked:
     id_, other_id = await known_party(db, party), await known_party(db, other)
-    unlinked = id_ != other_id and await linking.unlink(db, linking.Claim(id_, other_id, caller.name, query.reason))
+    claim = linking.Claim(id_, other_id, caller.name, query.reason)
+    counted_max = store.settings.linked_relations_counted_max
+    unlinked = id_ != other_id and await linking.unlink(db, claim, counted_max)
     return Unlinked(unlinked=int(unlinked), parties=await links.group(db, id_))
 
 

@@ -158,6 +158,8 @@ def cloud_event(row: Mapping[str, Any], moved_bytes_max: int) -> bytes:
     }
     if left_out:
         data["moved_left_out"] = left_out
+    if detail.get("counted") is False:
+        data["moved_uncounted"] = True
     event = {
         "specversion": "1.0",
         "id": str(row["number"]),
