@@ -306,6 +306,87 @@ COMMENT ON COLUMN public.identity_event.due IS 'Relations do not have it in them
 
 COMMENT ON COLUMN public.identity_event.refused IS 'Why it says nothing, as far as is known now.';
 
+CREATE TABLE public.large_party (
+    id bigint NOT NULL,
+    party uuid NOT NULL,
+    members uuid[] NOT NULL,
+    kind text NOT NULL,
+    built_to text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C",
+    built_at timestamp with time zone,
+    shown jsonb,
+    shown_at timestamp with time zone,
+    stale boolean DEFAULT true NOT NULL
+);
+
+COMMENT ON TABLE public.large_party IS 'Parties, each with those linked to it, whose records are read from totals; two rows of a party while it is counted anew.';
+
+COMMENT ON COLUMN public.large_party.party IS 'The one made first, by which the group is found.';
+
+COMMENT ON COLUMN public.large_party.built_to IS 'Subjects up to this one are counted.';
+
+COMMENT ON COLUMN public.large_party.built_at IS 'Null: not all of them are, and the record is read live.';
+
+COMMENT ON COLUMN public.large_party.shown IS 'Figures that are few and take long to add up, as they were at shown_at.';
+
+COMMENT ON COLUMN public.large_party.stale IS 'What they are made of has changed since.';
+
+CREATE TABLE public.large_party_day (
+    large bigint NOT NULL,
+    day date NOT NULL,
+    type text NOT NULL COLLATE pg_catalog."C",
+    events bigint NOT NULL,
+    first_at timestamp with time zone,
+    last_at timestamp with time zone,
+    last_subject text COLLATE pg_catalog."C",
+    CONSTRAINT large_party_day_events_check CHECK ((events >= 0))
+)
+WITH (fillfactor='70');
+
+COMMENT ON COLUMN public.large_party_day.first_at IS 'Null: not known, since some events of the day came or went all at once.';
+
+COMMENT ON COLUMN public.large_party_day.last_at IS 'Null: not known, since what was the last has gone.';
+
+ALTER TABLE public.large_party ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME public.large_party_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE public.large_party_part (
+    large bigint NOT NULL,
+    part text NOT NULL,
+    subject text NOT NULL COLLATE pg_catalog."C",
+    "row" jsonb NOT NULL
+);
+
+COMMENT ON TABLE public.large_party_part IS 'What a subject contributes to what is rare: open faults, answers, visits; replaced as a whole.';
+
+CREATE TABLE public.large_party_reached (
+    large bigint NOT NULL,
+    subject text NOT NULL COLLATE pg_catalog."C",
+    party uuid NOT NULL,
+    person uuid NOT NULL,
+    valid tstzrange NOT NULL
+);
+
+COMMENT ON TABLE public.large_party_reached IS 'Of a vendor: which customer had which device that it sold, or bought without one (subject is the customer), and when.';
+
+COMMENT ON COLUMN public.large_party_reached.person IS 'The customer; of those that are linked the one made first.';
+
+CREATE TABLE public.large_party_span (
+    large bigint NOT NULL,
+    subject text NOT NULL COLLATE pg_catalog."C",
+    valid tstzmultirange NOT NULL,
+    due_at timestamp with time zone
+);
+
+COMMENT ON TABLE public.large_party_span IS 'Which events the totals have in them: of the subject, in these ranges, recorded before totals_position.through.';
+
+COMMENT ON COLUMN public.large_party_span.due_at IS 'When a relation on the subject begins or ends next, as is known beforehand.';
+
 CREATE TABLE public.migration (
     name text NOT NULL,
     checksum bytea NOT NULL,
@@ -374,6 +455,19 @@ CREATE TABLE public.party_ref (
 );
 
 COMMENT ON TABLE public.party_ref IS 'What other systems call a party: crm 778 is written crm:778.';
+
+CREATE VIEW public.rare_event AS
+ SELECT subject,
+    source,
+    id,
+    type,
+    occurred_at,
+    recorded_at,
+    sequence,
+    content_hash,
+    data
+   FROM public.event
+  WHERE (type = ANY (ARRAY['device.fault'::text, 'feedback.rating'::text, 'support.contact'::text]));
 
 CREATE TABLE public.relationship (
     id uuid DEFAULT uuidv7() NOT NULL,
@@ -573,6 +667,19 @@ COMMENT ON TABLE public.subject_day IS 'Events of a subject by UTC day and type,
 
 COMMENT ON COLUMN public.subject_day.last_hash IS 'content_hash of the latest: where time and sequence are equal the greater one is the latest, whatever came first.';
 
+CREATE TABLE public.totals_position (
+    only_one boolean DEFAULT true NOT NULL,
+    through timestamp with time zone NOT NULL,
+    number bigint NOT NULL,
+    swept_to uuid,
+    swept_at timestamp with time zone,
+    CONSTRAINT totals_position_only_one_check CHECK (only_one)
+);
+
+COMMENT ON TABLE public.totals_position IS 'How far the totals are: events recorded before `through`, changes up to `number`.';
+
+COMMENT ON COLUMN public.totals_position.swept_to IS 'Up to which party it was looked for large ones; null: not at it.';
+
 ALTER TABLE ONLY public.event ATTACH PARTITION public.event_default DEFAULT;
 
 INSERT INTO public.role VALUES ('owner', true, 'whose device it is', true);
@@ -622,6 +729,10 @@ INSERT INTO public.role_kind VALUES ('supplies', false, 'supplier', 'partner');
 INSERT INTO public.role_kind VALUES ('supplies', false, 'supplier', 'customer');
 INSERT INTO public.role_kind VALUES ('supplies', false, 'supplier', 'supplier');
 
+INSERT INTO public.totals_position VALUES (true, '2026-11-22 21:11:50.438693+00', 0, NULL, NULL);
+
+SELECT pg_catalog.setval('public.large_party_id_seq', 1, false);
+
 SELECT pg_catalog.setval('public.relationship_change_number_seq', 1, false);
 
 ALTER TABLE ONLY public.claim_code
@@ -665,6 +776,15 @@ ALTER TABLE ONLY public.hand_over
 
 ALTER TABLE ONLY public.identity_event
     ADD CONSTRAINT identity_event_pkey PRIMARY KEY (key);
+
+ALTER TABLE ONLY public.large_party_day
+    ADD CONSTRAINT large_party_day_pkey PRIMARY KEY (large, day, type);
+
+ALTER TABLE ONLY public.large_party
+    ADD CONSTRAINT large_party_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY public.large_party_span
+    ADD CONSTRAINT large_party_span_pkey PRIMARY KEY (subject, large);
 
 ALTER TABLE ONLY public.migration
     ADD CONSTRAINT migration_pkey PRIMARY KEY (name);
@@ -735,6 +855,9 @@ ALTER TABLE ONLY public.sender
 ALTER TABLE ONLY public.subject_day
     ADD CONSTRAINT subject_day_pkey PRIMARY KEY (subject, day, type);
 
+ALTER TABLE ONLY public.totals_position
+    ADD CONSTRAINT totals_position_pkey PRIMARY KEY (only_one);
+
 CREATE INDEX dead_letter_key ON public.dead_letter USING btree (key);
 
 CREATE INDEX device_replacement_by ON public.device_replacement USING btree (by) WHERE upper_inf(recorded);
@@ -742,6 +865,10 @@ CREATE INDEX device_replacement_by ON public.device_replacement USING btree (by)
 CREATE INDEX device_replacement_by_before ON public.device_replacement USING btree (by) WHERE (NOT upper_inf(recorded));
 
 CREATE INDEX device_replacement_device ON public.device_replacement USING btree (device) WHERE upper_inf(recorded);
+
+CREATE INDEX event_recorded_at ON ONLY public.event USING brin (recorded_at) WITH (pages_per_range='32', autosummarize='on');
+
+CREATE INDEX event_default_recorded_at_idx ON public.event_default USING brin (recorded_at) WITH (pages_per_range='32', autosummarize='on');
 
 CREATE INDEX event_subject_occurred_at ON ONLY public.event USING btree (subject, occurred_at);
 
@@ -760,6 +887,22 @@ CREATE INDEX identity_event_due ON public.identity_event USING btree (subject) I
 CREATE INDEX identity_event_ref ON public.identity_event USING btree (namespace, ref);
 
 CREATE INDEX identity_event_subject ON public.identity_event USING btree (subject);
+
+CREATE UNIQUE INDEX large_party_built ON public.large_party USING btree (party) WHERE (built_at IS NOT NULL);
+
+CREATE INDEX large_party_members ON public.large_party USING gin (members);
+
+CREATE INDEX large_party_part_part ON public.large_party_part USING btree (large, part);
+
+CREATE INDEX large_party_part_subject ON public.large_party_part USING btree (large, subject);
+
+CREATE INDEX large_party_reached_party ON public.large_party_reached USING btree (party, large);
+
+CREATE INDEX large_party_reached_subject ON public.large_party_reached USING btree (large, subject);
+
+CREATE INDEX large_party_span_due ON public.large_party_span USING btree (due_at) WHERE (due_at IS NOT NULL);
+
+CREATE INDEX large_party_span_large ON public.large_party_span USING btree (large, subject);
 
 CREATE INDEX party_link_other ON public.party_link USING btree (other) WHERE upper_inf(recorded);
 
@@ -783,6 +926,10 @@ CREATE INDEX relationship_party ON public.relationship USING btree (party, role)
 
 CREATE INDEX relationship_party_before ON public.relationship USING btree (party) WHERE (NOT upper_inf(recorded));
 
+CREATE INDEX relationship_party_since ON public.relationship USING btree (party, lower(valid) DESC NULLS LAST, id) WHERE upper_inf(recorded);
+
+CREATE INDEX relationship_party_subject ON public.relationship USING btree (party, subject) WHERE upper_inf(recorded);
+
 CREATE INDEX relationship_subject ON public.relationship USING btree (subject, lower(recorded)) WHERE upper_inf(recorded);
 
 CREATE INDEX relationship_subject_before ON public.relationship USING btree (subject, upper(recorded)) WHERE (NOT upper_inf(recorded));
@@ -790,6 +937,8 @@ CREATE INDEX relationship_subject_before ON public.relationship USING btree (sub
 CREATE INDEX sender_key_sender ON public.sender_key USING btree (sender);
 
 CREATE INDEX subject_day_rare ON public.subject_day USING btree (subject, type, day) WHERE (type = ANY (ARRAY['device.fault'::text, 'feedback.rating'::text, 'support.contact'::text]));
+
+ALTER INDEX public.event_recorded_at ATTACH PARTITION public.event_default_recorded_at_idx;
 
 ALTER INDEX public.event_subject_occurred_at ATTACH PARTITION public.event_default_subject_occurred_at_idx;
 
@@ -837,6 +986,21 @@ ALTER TABLE ONLY public.fleet_key
 
 ALTER TABLE ONLY public.hand_over
     ADD CONSTRAINT hand_over_device_fkey FOREIGN KEY (device) REFERENCES public.device(subject);
+
+ALTER TABLE ONLY public.large_party_day
+    ADD CONSTRAINT large_party_day_large_fkey FOREIGN KEY (large) REFERENCES public.large_party(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY public.large_party_part
+    ADD CONSTRAINT large_party_part_large_fkey FOREIGN KEY (large) REFERENCES public.large_party(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY public.large_party
+    ADD CONSTRAINT large_party_party_fkey FOREIGN KEY (party) REFERENCES public.party(id);
+
+ALTER TABLE ONLY public.large_party_reached
+    ADD CONSTRAINT large_party_reached_large_fkey FOREIGN KEY (large) REFERENCES public.large_party(id) ON DELETE CASCADE;
+
+ALTER TABLE ONLY public.large_party_span
+    ADD CONSTRAINT large_party_span_large_fkey FOREIGN KEY (large) REFERENCES public.large_party(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY public.party_attribute
     ADD CONSTRAINT party_attribute_party_fkey FOREIGN KEY (party) REFERENCES public.party(id) ON DELETE CASCADE;

@@ -53,7 +53,8 @@ record on from there. `enrich/ingress.py` reads it, it is placed in time, `enric
 of the records, and a batch becomes durable in Postgres with the position it has reached, in one transaction;
 `attach/bury.py` writes its dead letters before that commits. Who signed in is linked by `attach/link.py` after the
 commit: `attach/ranges.py` derives from all identity events of a device who held which role when. What changed in
-records is published by `attach/relay.py`, in order. `attach/accounts.py` counts what became of each event, and
+records is published by `attach/relay.py`, in order, and `attach/total.py` counts what parties with very many devices
+have on theirs. `attach/accounts.py` counts what became of each event, and
 `attach/keep.py` waits for Postgres and keeps its partitions.
 
 Dead letters are a person's: `letters/cli.py` has the commands, and `letters/command.py` does them. `letters/find.py`
@@ -78,7 +79,11 @@ a piece of SQL: `record/known.py` reads relations and links as they were known a
 subjects a record is about, and when, `record/tally.py` counts what happened then, `record/own.py` is what everybody's
 record shows beside that, and `record/rare.py` looks at faults, ratings and visits one by one, for `record/sold.py` (of
 a vendor), `record/serviced.py` (of a partner), `record/cared_for.py` (of an employee) and `record/supplied.py` (of a
-supplier). `record/timeline.py` tells it all in one order, and `fates.py` what became of a single event.
+supplier). What would take too long to read so is counted beforehand, in bounded steps: `totals/step.py` does one of
+them for the parties that `totals/find.py` found too large, up to what `totals/horizon.py` knows to be committed;
+`totals/fresh.py` adds new events, `totals/touched.py` knows which subjects a change concerns, `totals/compare.py` counts
+the difference between what is counted and what holds, `totals/parts.py` has the rare parts of a record and
+`totals/shown.py` adds up what is shown, which `record/whole.py` reads. `record/timeline.py` tells it all in one order, and `fates.py` what became of a single event.
 `bulk_parties.py` (`bulk_said.py`: what is said of them), `bulk_devices.py` and `bulk_relations.py` have the same rules
 for many at once; `unload.py` hands all of it out. Each process has the rights of its own role and no others
 (`roles.py`).

@@ -160,6 +160,13 @@ class Metrics:
         "drm_relationship_changes_lag_seconds",
         "How long the oldest change not published waits, or none could be.",
     )
+    totals_parties = _gauge(_ATTACH, "drm_totals_parties", "Parties so large that their records are read from totals.")
+    totals_lag_seconds = _gauge(
+        _ATTACH, "drm_totals_lag_seconds", "How old what these totals are missing is: events stored, or changes made."
+    )
+    totals_healed = _counter(
+        _ATTACH, "drm_totals_healed_events", "Events by which totals were wrong, found when they were counted anew."
+    )
     fenced = _counter(_ATTACH, "drm_fenced", "Batches rolled back because another worker owns the partition.")
 
     def __init__(self, process: Process) -> None:

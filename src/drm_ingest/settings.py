@@ -183,6 +183,17 @@ class Settings(BaseSettings):
     )
     identity_sweep_s: Seconds = Field(10.0, description="how often identity events left undone are looked for")
     relay_poll_s: Seconds = Field(0.25, description="how often changes of relations are looked for, to be published")
+    live_record_devices_max: Count = Field(
+        1000,
+        description="the record of a party with more devices is read from totals; fewer are put together when read",
+    )
+    totals_interval_s: Seconds = Field(
+        1.0, description="how often totals are brought on; without any, a fifth as often"
+    )
+    totals_sweep_s: Seconds = Field(900.0, description="how often all parties are looked at for large ones")
+    totals_recount_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = Field(
+        86_400.0, description="how often totals are counted anew, which mends what a clock set back or retention left"
+    )
     keeper_interval_s: Seconds = Field(3600.0, description="how often partitions of events are made and dropped")
     event_partitions_ahead_months: Count = Field(2, le=24, description="partitions of events made in advance")
     event_retention_days: Count = Field(730, description="older partitions of events are dropped")

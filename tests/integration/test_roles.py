@@ -47,6 +47,12 @@ RIGHTS = {
     "consumer_position": {"attach": f"{READ} {ADD} {CHANGE}", "serve": READ},
     "identity_event": {"attach": f"{READ} {ADD} {CHANGE}", "serve": READ},
     "relay_position": {"attach": f"{READ} {ADD} {CHANGE}", "serve": READ},
+    "large_party": {"attach": KEEP, "serve": READ},
+    "large_party_span": {"attach": KEEP, "serve": READ},
+    "large_party_day": {"attach": KEEP, "serve": READ},
+    "large_party_part": {"attach": KEEP, "serve": READ},
+    "large_party_reached": {"attach": KEEP, "serve": READ},
+    "totals_position": {"attach": f"{READ} {CHANGE}", "serve": READ},
     "migration": dict.fromkeys(GROUPS, READ),
 }
 
@@ -145,6 +151,7 @@ async def test_of_single_columns_only_attach_has_any_and_none_of_them_holds_what
     )
     assert {tuple(row) for row in rows} == {
         ("event", "occurred_at", GROUPS["attach"], READ),
+        ("event", "recorded_at", GROUPS["attach"], READ),
         ("event", "subject", GROUPS["attach"], READ),
         ("event", "type", GROUPS["attach"], READ),
         ("party", "id", GROUPS["attach"], READ),

@@ -20,6 +20,7 @@ RUN_BY: dict[str, tuple[Process, ...]] = {
     "pipeline/attach/accounts.py": ("attach",),
     "pipeline/attach/link.py": ("attach",),
     "pipeline/attach/relay.py": ("attach",),
+    "pipeline/attach/total.py": ("attach",),
     "pipeline/attach/worker.py": ("attach",),
     "pipeline/enrich/directory.py": ("enrich",),
     "pipeline/enrich/worker.py": ("enrich",),

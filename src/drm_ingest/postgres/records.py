@@ -1,18 +1,20 @@
 """Records: what a party's relations brought it, put together when it is read.
 
 A record is that of a group: a party and those linked to it (links.py). Its steps are in record/, each a piece of SQL;
-here they are asked one after the other, in one snapshot.
+here they are asked one after the other, in one snapshot. That of a large party, as it is now, is read from totals
+(totals/) once these are built.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 
 from drm_ingest.postgres import attributes, links, parties
-from drm_ingest.postgres.record import cared_for, own, serviced, sold, supplied, tally
+from drm_ingest.postgres.record import cared_for, own, serviced, sold, supplied, tally, whole
 from drm_ingest.postgres.record.known import NOW, View
 
 PARTS_MAX = 100
@@ -42,7 +44,7 @@ class PartyRecord:
     attributes: Rows
     """Every origin's word, the one agreed on first of its name; as `attributes.of_parties` returns them."""
     relations: Rows
-    """As `relationships.ROW`, with holds (now, later or before), and in all rows holding, planned, past: how many."""
+    """As `relationships.ROW`, with holds (now, later or before)."""
     devices: Rows
     """On which it holds a role now, by subject: subject, model, firmware, roles (JSON text)."""
     devices_now: int
@@ -59,47 +61,126 @@ class PartyRecord:
     satisfaction: Rows
     """scale, score, answers, first_at, last_at."""
     part: Mapping[str, Rows]
-    """What only a party of its kind has; see `_PARTS`."""
+    """What only a party of its kind has; see `_PARTS`. `visited`, if it is there, says how many visits there are."""
     read: asyncpg.Record
     """read_at, attached_at."""
+    totals_through: datetime | None
+    """Events recorded until then are counted; None: all that are stored."""
+    relations_now: tuple[int, int, int]
+    """How many relations hold, are planned, are past."""
 
 
 async def of_party(db: asyncpg.Connection, party: UUID, view: View, shown: Shown) -> PartyRecord:
     """Put together the record of a party, which exists, and those linked to it."""
     async with db.transaction(isolation="repeatable_read", readonly=True):
         group = await links.group(db, party, view.known_at)
-        of = view.of(group)
         members = await parties.parties_of(db, group)
-        held_together_by = await links.links(db, group, view.known_at) if len(group) > 1 else []
-        devices = await db.fetch(own.DEVICES, *of, shown.devices)
-        latest = await db.fetch(tally.RECORD, *of, [row["subject"] for row in devices])
+        totals = await db.fetchrow(whole.OF_GROUP, group[0]) if view == NOW else None
+        if totals is not None and totals["members"] == group:
+            put_together = await _from_totals(db, members[0]["kind"], totals, shown)
+        else:
+            put_together = await _live(db, members[0]["kind"], view.of(group), shown)
         return PartyRecord(
             parties=members,
-            links=held_together_by,
+            links=await links.links(db, group, view.known_at) if len(group) > 1 else [],
             attributes=await attributes.of_parties(db, group),
-            relations=await db.fetch(own.RELATIONS, *of, shown.relations),
-            devices=devices,
-            devices_now=await db.fetchval(own.DEVICES_NOW, *of),
-            latest=latest,
-            days=await _days(db, of, latest, shown.days),
-            faults=await db.fetch(own.FAULTS, *of, PARTS_MAX),
-            satisfaction=await db.fetch(own.SATISFACTION, *of),
-            part=await _PARTS[members[0]["kind"]](db, of, shown),
             read=await db.fetchrow(own.READ),
+            **put_together,
         )
 
 
 Of = tuple[Sequence[UUID], datetime | None, datetime | None]
 
 
+async def _live(db: asyncpg.Connection, kind: str, of: Of, shown: Shown) -> dict[str, Any]:
+    devices = await db.fetch(own.DEVICES, *of, shown.devices)
+    latest = await db.fetch(tally.RECORD, *of, [row["subject"] for row in devices])
+    relations = await db.fetch(own.RELATIONS, *of, shown.relations)
+    counted = relations[0] if relations else {"holding": 0, "planned": 0, "past": 0}
+    return {
+        "relations": relations[: shown.relations],
+        "relations_now": (counted["holding"], counted["planned"], counted["past"]),
+        "devices": devices,
+        "devices_now": await db.fetchval(own.DEVICES_NOW, *of),
+        "latest": latest,
+        "days": await _days(db, of, latest, shown.days),
+        "faults": await db.fetch(own.FAULTS, *of, PARTS_MAX),
+        "satisfaction": await db.fetch(own.SATISFACTION, *of),
+        "part": await _PARTS[kind](db, of, shown),
+        "totals_through": None,
+    }
+
+
+async def _from_totals(db: asyncpg.Connection, kind: str, totals: asyncpg.Record, shown: Shown) -> dict[str, Any]:
+    large, group = totals["id"], totals["members"]
+
+    async def figures(name: str) -> Rows:
+        rows: Rows = await db.fetch(whole.FIGURES[name], large)
+        return rows
+
+    (counted,) = await figures("relations")
+    relations: Rows = []
+    for statement in whole.RELATIONS.values():
+        if len(relations) < shown.relations:
+            relations += await db.fetch(statement, group, shown.relations - len(relations))
+    devices = await db.fetch(whole.DEVICES, group, shown.devices)
+    latest = await db.fetch(whole.LATEST, large)
+    part: dict[str, Rows] = {}
+    if kind == "vendor":
+        part = {
+            "sales": await figures("sales"),
+            "satisfaction": await figures("sold_satisfaction"),
+            "faults": await figures("sold_faults"),
+        }
+    elif kind == "supplier":
+        part = {
+            "devices": await figures("supplied"),
+            "batches": await figures("batches"),
+            "faults": await figures("supplied_faults"),
+        }
+    elif kind == "partner":
+        (visited,) = await figures("visits")
+        # The newest visits are all on these devices; what was around them is read live.
+        on = [row["subject"] for row in await db.fetch(whole.VISITED, large, PARTS_MAX)]
+        of = (*NOW.of(group), PARTS_MAX, shown.around_visit_days, on)
+        part = {
+            "devices": await figures("serviced"),
+            "visits": await db.fetch(serviced.newest("$6"), *of),
+            "satisfaction": await db.fetch(serviced.satisfaction("$6"), *of),
+            "visited": [visited],
+        }
+    elif kind == "employee":
+        part = dict(await _of_employee(db, NOW.of(group), shown))
+    days: Rows = []
+    if latest and shown.days:
+        ends = _day_after(latest)
+        days = await db.fetch(whole.BY_DAY, large, (ends - timedelta(days=shown.days)).date(), ends.date())
+    return {
+        "relations": relations,
+        "relations_now": (counted["holding"], counted["planned"], counted["past"]),
+        "devices": devices,
+        "devices_now": (await figures("devices_now"))[0]["devices_now"],
+        "latest": latest + await db.fetch(whole.LATEST_OF_DEVICES, group, [row["subject"] for row in devices]),
+        "days": days,
+        "faults": await figures("faults"),
+        "satisfaction": await figures("satisfaction"),
+        "part": part,
+        "totals_through": totals["through"],
+    }
+
+
 async def _days(db: asyncpg.Connection, of: Of, latest: Rows, days: int) -> Rows:
     """Return what happened on the last of so many days on which anything did, and on the days before it."""
     if not latest or not days:
         return []
-    last = max(row["occurred_at"] for row in latest).astimezone(UTC)
-    ends = last.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+    ends = _day_after(latest)
     rows: Rows = await db.fetch(tally.BY_DAY, *of, ends - timedelta(days=days), ends)
     return rows
+
+
+def _day_after(latest: Rows) -> datetime:
+    last: datetime = max(row["occurred_at"] for row in latest).astimezone(UTC)
+    return last.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
 
 
 async def _of_customer(db: asyncpg.Connection, of: Of, shown: Shown) -> Mapping[str, Rows]:

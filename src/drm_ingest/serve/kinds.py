@@ -135,7 +135,7 @@ def service(part: Mapping[str, Rows], around_visit_days: int) -> Service:
     return Service(
         devices_serviced=devices["devices"],
         devices_now=devices["devices_now"],
-        visits=visits[0]["visited"] if visits else 0,
+        visits=part["visited"][0]["visits"] if "visited" in part else visits[0]["visited"] if visits else 0,
         around_visit_days=around_visit_days,
         before=around("before", visits),
         after=around("after", visits),

@@ -78,6 +78,10 @@ class Freshness(BaseModel):
     read_at: Time
     recorded_at: Time | None = Field(description="when the last of the events in `latest` was stored")
     attached_at: Time | None = Field(description="when events were last stored, of anybody; null: never yet")
+    totals_through: Time | None = Field(
+        description="null: everything stored is in the answer. Of a party with very many devices counts are kept "
+        "beforehand: events stored until then are in them, later ones are not yet"
+    )
 
 
 class Record(Activity, Party):  # the fields of the last come first
@@ -118,13 +122,13 @@ def _joint_refs(parties: Sequence[Party]) -> dict[str, list[str]]:
     return {namespace: sorted(joint[namespace]) for namespace in sorted(joint)}
 
 
-def _relations(found: PartyRecord, limit: int) -> Relations:
-    first = found.relations[0] if found.relations else {"holding": 0, "planned": 0, "past": 0}
+def _relations(found: PartyRecord) -> Relations:
+    now, later, before = found.relations_now
     return Relations(
-        now=first["holding"],
-        later=first["planned"],
-        before=first["past"],
-        items=[RelationHeld(**row, withdrawn_at=row["superseded_at"]) for row in found.relations[:limit]],
+        now=now,
+        later=later,
+        before=before,
+        items=[RelationHeld(**row, withdrawn_at=row["superseded_at"]) for row in found.relations],
     )
 
 
@@ -159,7 +163,7 @@ async def record(
         links=[Link(**row) for row in found.links],
         attributes=agreed(found.attributes),
         **dict(activity(found.latest)),
-        relations=_relations(found, query.relations),
+        relations=_relations(found),
         devices=_devices(found),
         devices_now=found.devices_now,
         by_day=days(found.days),
@@ -169,6 +173,6 @@ async def record(
         service=kinds.service(found.part, query.around_visit_days) if kind == "partner" else None,
         care=kinds.care(found.part) if kind == "employee" else None,
         supply=kinds.supply(found.part) if kind == "supplier" else None,
-        freshness=Freshness(**found.read, recorded_at=max(stored, default=None)),
+        freshness=Freshness(**found.read, recorded_at=max(stored, default=None), totals_through=found.totals_through),
     )
     return answer(content, if_none_match, but={"freshness"})

@@ -1,7 +1,8 @@
 """attach: events in context become rows: `<prefix>.events.*` → Postgres, each exactly once in effect.
 
     reader ─▶ decode ─▶ one transaction: positions, identities, events, day counts ─▶ Kafka offset, for lag alone
-                                             └─▶ link: relations from identity events ─▶ relay: what changed, published
+                                             ├─▶ link: relations from identity events ─▶ relay: what changed, published
+                                             └─▶ total: totals of large parties
 
 While Postgres works on one batch, the next is read and decoded. Where a worker goes on from is written in Postgres
 beside the rows, so whatever dies, in Kafka, here or there, the rows and the position agree. After a failure, whatever
@@ -37,6 +38,7 @@ from drm_ingest.pipeline.attach.follow import Followed, OutOfStep
 from drm_ingest.pipeline.attach.keep import Keeper
 from drm_ingest.pipeline.attach.link import Linker
 from drm_ingest.pipeline.attach.relay import Relay
+from drm_ingest.pipeline.attach.total import Totaller
 from drm_ingest.pipeline.brake import Brake, Braked
 from drm_ingest.postgres.events import Batch, EventStore
 from drm_ingest.postgres.pool import PASSING, open_pool
@@ -82,6 +84,7 @@ async def run(settings: Settings, stop: asyncio.Event, metrics: Metrics | None =
             settings, metrics, await stack.enter_async_context(open_pool(settings, "drm link", connections_max=1))
         )
         relay = Relay(settings, metrics, writer)
+        totaller = Totaller(settings, metrics)
         store = await stack.enter_async_context(
             EventStore(
                 settings, owner, undertaker.bury, undertaker.allow, undertaker.passed, linker.wake,
@@ -100,7 +103,7 @@ async def run(settings: Settings, stop: asyncio.Event, metrics: Metrics | None =
         if await keeper.prepare(stop):
             log.info("attaching", families=schemas.families, holder=holder, health=address)
             async with asyncio.TaskGroup() as tasks:
-                beside = [tasks.create_task(work()) for work in (keeper.work, linker.work, relay.work)]
+                beside = [tasks.create_task(work()) for work in (keeper.work, linker.work, relay.work, totaller.work)]
                 await worker.work(stop)
                 for task in beside:
                     task.cancel()

@@ -68,7 +68,12 @@ UNTIL = "tstzrange(null, $2::timestamptz + interval '1 microsecond')"
 """All that had happened then; without `as_of` everything."""
 
 
-def kin(origin: str) -> str:
+def only(parameter: str) -> str:
+    """Return that a relation is on one of the subjects in a parameter (`$4`); none (the empty text): on whichever."""
+    return f"and subject = any ({parameter}::text[])" if parameter else ""
+
+
+def kin(origin: str, links: str = LINK) -> str:
     """Return the recursive step `kin (party, same)`: each `party` of `origin`, and all that are linked to it."""
     return f"""
 kin (party, same) as (
@@ -76,9 +81,9 @@ kin (party, same) as (
     union
     select kin.party, linked.same
     from kin cross join lateral (
-        select link.other as same from {LINK} as link where link.party = kin.same
+        select link.other as same from {links} as link where link.party = kin.same
         union all
-        select link.party from {LINK} as link where link.other = kin.same
+        select link.party from {links} as link where link.other = kin.same
     ) as linked
 )"""
 

@@ -1,7 +1,7 @@
 """What a record of any kind shows beside its counts: relations, devices, open faults, ratings."""
 
 from drm_ingest.postgres.record.about import ABOUT, SPAN
-from drm_ingest.postgres.record.known import AT, RELATION, STARTED, UNTIL, holds
+from drm_ingest.postgres.record.known import AT, RELATION, STARTED, UNTIL, holds, only
 from drm_ingest.postgres.record.rare import OPEN_FAULTS, RATINGS, lens
 
 # Those of the group on others, and those of others on the group; what holds first, then what is planned, then the past.
@@ -40,14 +40,18 @@ DEVICES_NOW = f"select count(distinct subject) {_HELD_NOW}"
 
 RELATIONS_COUNT = f"select count(*) from {RELATION} as relation where party = any ($1::uuid[]) and {STARTED}"
 
-# Of the devices held now, since they are held.
-_MINE = f"""
+
+def open_faults(subjects: str = "") -> str:
+    """Return the steps up to `open_fault`: on the devices held now, since they are held."""
+    return f"""
 mine as (
     select subject, valid * {UNTIL} as valid from {RELATION} as relation
-    where party = any ($1::uuid[]) and subject_party is null and {STARTED}
-), {lens("''", "mine", AT)}"""
+    where party = any ($1::uuid[]) and subject_party is null and {STARTED} {only(subjects)}
+), {lens("''", "mine", AT)}, {OPEN_FAULTS}"""
+
+
 FAULTS = f"""
-with {_MINE}, {OPEN_FAULTS}
+with {open_faults()}
 select subject, code, since, last_at, raised, data, count(*) over () as open
 from open_fault order by last_at desc, subject, code limit $4"""
 

@@ -41,7 +41,7 @@ def happened(name: str, type_: str, seen_through: str = "lens") -> str:
           and day <= coalesce((lens.ends at time zone 'UTC')::date, 'infinity')
     ) as days
     left join lateral (
-        select id, source, occurred_at, sequence, content_hash, data from event
+        select id, source, occurred_at, sequence, content_hash, data from rare_event
         where type = '{type_}' and subject = lens.subject
           and occurred_at >= greatest(days.day_at, lens.starts)
           and occurred_at < least(days.day_at + interval '24 hours', lens.ends)

@@ -9,21 +9,27 @@ What lies outside of the service is not on the partner's record, so the days bef
 counted.
 """
 
-from drm_ingest.postgres.record.known import AT, CALLED, RELATION, STARTED, UNTIL, kin
+from drm_ingest.postgres.record.known import AT, CALLED, RELATION, STARTED, UNTIL, kin, only
 from drm_ingest.postgres.record.rare import CONTACT, FAULTS, RATINGS, happened
 
-_SERVICED = f"""
+
+def _serviced(subjects: str = "") -> str:
+    return f"""
 serviced as materialized (
     select subject, valid * {UNTIL} as valid from {RELATION} as relation
-    where party = any ($1::uuid[]) and role in ('serviced_by', 'installed_by') and {STARTED}
+    where party = any ($1::uuid[]) and role in ('serviced_by', 'installed_by') and {STARTED} {only(subjects)}
 )"""
 
+
 DEVICES = f"""
-with {_SERVICED}
+with {_serviced()}
 select count(distinct subject) as devices, count(distinct subject) filter (where valid @> {AT}) as devices_now
 from serviced"""
 
-_VISITS = f"""{_SERVICED},
+
+def visits(subjects: str = "") -> str:
+    """Return the steps up to `visit`, which says of all of them how many there are."""
+    return f"""{_serviced(subjects)},
 service (subject, valid) as materialized (select subject, unnest(range_agg(valid)) from serviced group by subject),
 held_by (party, subject, valid) as materialized (
     select held.party, service.subject, held.valid * service.valid
@@ -65,13 +71,16 @@ visit as materialized (
     from contact
     where data ->> 'channel' = 'visit'
       and (data ->> 'agent' in (select name from agent) or of = subject and data ->> 'agent' is null)
-),
+)"""
+
+
+_NEWEST = """
 newest as (
     select row_number() over (order by occurred_at desc, subject, source, id, device) as number, *
     from (select * from visit order by occurred_at desc, subject, source, id, device limit $4) as last
 )"""
 
-_AROUND = f"""
+_AROUND = f"""{_NEWEST},
 around (number, device, phase, during) as materialized (
     select newest.number, device, phase, valid * (case phase
         when 'before' then tstzrange(occurred_at - days, occurred_at)
@@ -83,9 +92,11 @@ around (number, device, phase, during) as materialized (
     join service on service.subject = device and valid @> occurred_at
 )"""
 
-# Each of the newest visits, with the days of service before and after it and the faults raised in them.
-VISITS = f"""
-with recursive {_VISITS}, {_AROUND},
+
+def newest(subjects: str = "") -> str:
+    """Return each of the newest visits, with the days of service before and after it and the faults raised in them."""
+    return f"""
+with recursive {visits(subjects)}, {_AROUND},
 lens (of, subject, starts, ends, current) as (
     select number || phase, device, lower(during), upper(during), true from around where not isempty(during)
 ), {FAULTS},
@@ -102,12 +113,18 @@ cross join lateral (select extract(epoch from upper(during) - lower(during)) / 8
 left join raised on raised.of = number || phase
 group by number, device, subject, source, id, occurred_at, visited order by number"""
 
-# Answers of the same days: on the device, and of those who held it then. `of` is the number of the visit and the phase.
-SATISFACTION = f"""
-with recursive {_VISITS}, {_AROUND},
+
+def satisfaction(subjects: str = "") -> str:
+    """Return answers of the same days: on the device, and of those who held it then; `of` is the visit and phase."""
+    return f"""
+with recursive {visits(subjects)}, {_AROUND},
 lens (of, subject, starts, ends, current) as (
     select number || phase, device, lower(during), upper(during), true from around where not isempty(during)
     union all
     select number || phase, called, lower(during * valid), upper(during * valid), true
     from around join holder on holder.subject = device and during && valid
 ), {RATINGS}"""
+
+
+VISITS = newest()
+SATISFACTION = satisfaction()

@@ -5,16 +5,17 @@ REACHED  the customers who owned one of them in that time, and those who bought 
 LENS     what was said by these customers and of these devices, while that was so
 """
 
-from drm_ingest.postgres.record.known import AT, CALLED, RELATION, STARTED, UNTIL, kin
+from drm_ingest.postgres.record.known import AT, CALLED, RELATION, STARTED, UNTIL, kin, only
 from drm_ingest.postgres.record.rare import FAULTS_BY_CODE, OPEN_FAULTS, RATINGS, lens
 
-SOLD = f"""
+
+def reached(subjects: str = "") -> str:
+    """Return the steps `sold` and `reached`; a customer who bought without a device is a subject by its id."""
+    return f"""
 sold as materialized (
     select subject, valid * {UNTIL} as valid from {RELATION} as relation
-    where party = any ($1::uuid[]) and role = 'sold_by' and {STARTED}
-)"""
-
-REACHED = f"""{SOLD},
+    where party = any ($1::uuid[]) and role = 'sold_by' and {STARTED} {only(subjects)}
+),
 reached (party, subject, valid) as materialized (
     select owner.party, sold.subject, owner.valid * sold.valid
     from sold cross join lateral (
@@ -24,8 +25,11 @@ reached (party, subject, valid) as materialized (
     where owner.valid && sold.valid
     union all
     select subject_party, null, valid * {UNTIL} from {RELATION} as relation
-    where party = any ($1::uuid[]) and role = 'buys_from' and subject_kind = 'customer' and {STARTED}
-),
+    where party = any ($1::uuid[]) and role = 'buys_from' and subject_kind = 'customer' and {STARTED} {only(subjects)}
+)"""
+
+
+REACHED = f"""{reached()},
 {kin("reached")}"""
 
 _SAID_OR_DONE = f"""
@@ -46,8 +50,9 @@ from reached join person using (party)"""
 
 SATISFACTION = f"with recursive {REACHED}, {CALLED}, {_SAID_OR_DONE}, {RATINGS}"
 
-FAULTS = f"""
-with recursive {REACHED},
+OPEN = f"""
 owned as (select subject, valid from reached where subject is not null),
-{lens("''", "owned", AT)}, {OPEN_FAULTS}
+{lens("''", "owned", AT)}, {OPEN_FAULTS}"""
+FAULTS = f"""
+with {reached()}, {OPEN}
 {FAULTS_BY_CODE}"""

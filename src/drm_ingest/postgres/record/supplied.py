@@ -1,23 +1,31 @@
 """The record of a supplier: the devices with its parts, by role and batch, and which faults these have."""
 
-from drm_ingest.postgres.record.known import AT, RELATION, STARTED, UNTIL
+from drm_ingest.postgres.record.known import AT, RELATION, STARTED, UNTIL, only
 from drm_ingest.postgres.record.rare import OPEN_FAULTS, lens
 
-_SUPPLIED = f"""
+
+def _supplied(subjects: str = "") -> str:
+    return f"""
 supplied as materialized (
     select role, batch, subject, valid * {UNTIL} as valid from {RELATION} as relation
-    where party = any ($1::uuid[]) and role in ('made_by', 'parts_by') and {STARTED}
+    where party = any ($1::uuid[]) and role in ('made_by', 'parts_by') and {STARTED} {only(subjects)}
 )"""
 
+
+def open_faults(subjects: str = "") -> str:
+    """Return the steps up to `open_fault`, of role and batch."""
+    return f"""{_supplied(subjects)},
+{lens("jsonb_build_array(role, batch)", "supplied", AT)}, {OPEN_FAULTS}"""
+
+
 DEVICES = f"""
-with {_SUPPLIED}
+with {_supplied()}
 select count(distinct subject) as devices, count(distinct subject) filter (where valid @> {AT}) as devices_now
 from supplied"""
 
 # With most faults first, at most $4. A fault counts for every batch that is in the device.
 BATCHES = f"""
-with {_SUPPLIED},
-{lens("jsonb_build_array(role, batch)", "supplied", AT)}, {OPEN_FAULTS},
+with {open_faults()},
 faulty as (
     select of, count(*) as faults, count(distinct subject) as devices_with_faults
     from fault where data ->> 'state' is distinct from 'cleared' group by of
@@ -35,6 +43,6 @@ from batch left join faulty using (of) left join standing using (of)
 order by faults_raised desc, role, batch nulls first limit $4"""
 
 FAULTS = f"""
-with {_SUPPLIED}, {lens("jsonb_build_array(role, batch)", "supplied", AT)}, {OPEN_FAULTS}
+with {open_faults()}
 select of ->> 0 as role, of ->> 1 as batch, code, count(*) as open
 from open_fault group by of, code order by open desc, role, batch nulls first, code limit $4"""

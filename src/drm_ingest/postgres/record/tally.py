@@ -78,7 +78,9 @@ opened as (
           and occurred_at >= opening.day_at and occurred_at < opening.day_at + interval '24 hours'
     ) as first on true
     group by opening.part_at, opening.day_at
-)
+)"""
+
+TOLD = """
 select newest.device, newest.type, newest.subject, newest.last_at as occurred_at, total.events, opened.first_seen,
        latest.source, latest.id, coalesce(latest.data, kept.last_data) as data, latest.recorded_at
 from newest join total using (type) cross join opened
@@ -92,8 +94,9 @@ left join lateral (
     where latest.id is null and subject = newest.subject and type = newest.type
       and day = (newest.last_at at time zone 'UTC')::date
 ) as kept on true"""
+"""What is told of each `newest`, beside `total` of its type and `opened`."""
 
-RECORD = f"with recursive {ABOUT}, {SPAN}, {TALLY}, {_LATEST}"
+RECORD = f"with recursive {ABOUT}, {SPAN}, {TALLY}, {_LATEST} {TOLD}"
 COUNTS = f"""
 with recursive {ABOUT}, {SPAN}, {TALLY}
 select type, sum(events)::bigint as events from tally group by type order by type"""
@@ -105,7 +108,7 @@ span (subject, relation_subjects, starts, ends) as (
 )"""
 """All of the subject $1, and of those whose place it took, whoever held them."""
 
-SUBJECT_RECORD = f"with {WHOLE_SUBJECT}, {TALLY}, {_LATEST}"
+SUBJECT_RECORD = f"with {WHOLE_SUBJECT}, {TALLY}, {_LATEST} {TOLD}"
 
 # Of the days from $4 on and before $5.
 BY_DAY = f"""

@@ -1,0 +1,137 @@
+"""The record of a large party from its totals (totals/): the same rows as the steps beside this file make.
+
+Pages of devices and relations are read live, along indexes in their orders. Everything else was counted.
+"""
+
+from drm_ingest.postgres.record.known import holds
+from drm_ingest.postgres.record.tally import TALLY, TOLD
+
+# $1 the first of the group.
+OF_GROUP = """
+select id, members, case when stale then shown_at else through end as through
+from large_party cross join totals_position
+where party = $1 and built_at is not null and shown is not null"""
+
+# -- of the group $1, at most $2 ---------------------------------------------------------------------------------------
+
+_NOW = holds("now()")
+DEVICES = f"""
+with listed as (
+    select distinct subject
+    from unnest($1::uuid[]) as own (id) cross join lateral (
+        select subject from relationship
+        where party = own.id and upper_inf(recorded) and subject_party is null and {_NOW}
+        group by subject order by subject limit $2
+    ) as first
+    order by subject limit $2
+)
+select subject, model, firmware,
+       jsonb_agg(jsonb_build_object('role', role, 'party', party, 'relationship', relation.id,
+                                    'version', version, 'valid_from', lower(valid))
+                 order by role, lower(valid), relation.id) as roles
+from listed join device using (subject) cross join lateral (
+    select id, role, party, version, valid from relationship
+    where subject = listed.subject and party = any ($1::uuid[]) and upper_inf(recorded) and {_NOW} offset 0
+) as relation
+group by subject, model, firmware order by subject"""
+
+# $2 the devices.
+LATEST_OF_DEVICES = f"""
+with span (subject, starts, ends) as (
+    select subject, lower(during), upper(during)
+    from (
+        select subject, unnest(range_agg(valid)) as during from relationship
+        where subject = any ($2::text[]) and party = any ($1::uuid[]) and upper_inf(recorded) group by subject
+    ) as united
+), {TALLY},
+newest (device, type, subject, last_at) as (
+    select distinct on (subject, type) subject, type, subject, last_at from tally order by subject, type, last_at desc
+),
+total as (select distinct type, 0::bigint as events from tally),
+opened as (select null::timestamptz as first_seen)
+{TOLD}"""
+
+_HOLDS = {
+    "now": _NOW,
+    "later": f"lower(valid) > now() and not {_NOW}",
+    "before": f"coalesce(lower(valid) <= now(), true) and not {_NOW}",
+}
+_ROW = (
+    "id, version, subject, role, party, batch, lower(valid) as valid_from, upper(valid) as valid_to, "
+    "lower(recorded) as recorded_at, null as superseded_at, asserted_by, reason"
+)
+_SINCE = "lower(valid) desc nulls last, id"
+# One after the other, until there are enough: what holds now fills a page, and of what has ended there may be little.
+RELATIONS = {
+    name: f"""
+select relation.*, '{name}' as holds
+from (
+    select mine.*
+    from unnest($1::uuid[]) as own (id) cross join lateral (
+        select {_ROW} from relationship
+        where party = own.id and upper_inf(recorded) and (subject_party is null or subject_party <> all ($1::uuid[]))
+          and {condition}
+        order by {_SINCE} limit $2
+    ) as mine
+    union all
+    select {_ROW} from relationship
+    where subject = any (array(select 'party:' || id from unnest($1::uuid[]) as own (id))) and upper_inf(recorded)
+      and party <> all ($1::uuid[]) and {condition}
+) as relation
+order by valid_from desc nulls last, id limit $2"""
+    for name, condition in _HOLDS.items()
+}
+
+# -- of the large party $1 ---------------------------------------------------------------------------------------------
+
+LATEST = f"""
+with newest (device, type, subject, last_at) as (
+    select distinct on (type) null, type, last_subject, last_at
+    from large_party_day where large = $1 order by type, day desc
+),
+total as (select type, sum(events)::bigint as events from large_party_day where large = $1 group by type),
+opened as (
+    select min(first_at) as first_seen from large_party_day
+    where large = $1 and day = (select min(day) from large_party_day where large = $1)
+)
+{TOLD}"""
+
+# From the day $2 on and before $3.
+BY_DAY = """
+select day, type, events from large_party_day
+where large = $1 and day >= $2::date and day < $3::date order by day desc, type"""
+
+VISITED = """
+select distinct subject from (
+    select subject from large_party_part where large = $1 and part = 'visit'
+    order by row ->> 'occurred_at' desc, row ->> 'about', row ->> 'source', row ->> 'id', subject limit $2
+) as newest"""
+
+
+def _shown(name: str, columns: str) -> str:
+    return f"""
+select figure.* from large_party cross join lateral jsonb_to_recordset(shown -> '{name}') as figure ({columns})
+where large_party.id = $1"""
+
+
+_ANSWERS = "scale text, score numeric, answers bigint, first_at timestamptz, last_at timestamptz"
+FIGURES = {
+    name: _shown(name, columns)
+    for name, columns in {
+        "relations": "holding bigint, planned bigint, past bigint",
+        "devices_now": "devices_now bigint",
+        "faults": "subject text, code text, since timestamptz, last_at timestamptz, raised bigint, data jsonb, "
+        "open bigint",
+        "satisfaction": _ANSWERS,
+        "sales": "devices_sold bigint, devices_now bigint, customers_reached bigint, customers_now bigint",
+        "sold_satisfaction": _ANSWERS,
+        "sold_faults": "code text, devices bigint, open bigint, devices_in_all bigint",
+        "supplied": "devices bigint, devices_now bigint",
+        "batches": "role text, batch text, devices bigint, devices_now bigint, faults_raised bigint, "
+        "devices_with_faults bigint, faults_open bigint, batches bigint",
+        "supplied_faults": "role text, batch text, code text, open bigint",
+        "serviced": "devices bigint, devices_now bigint",
+        "visits": "visits bigint",
+    }.items()
+}
+"""The rows of totals/shown.py."""

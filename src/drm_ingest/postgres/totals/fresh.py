@@ -1,0 +1,51 @@
+"""Events recorded since the last step, added to the days of those large parties that have them in their spans."""
+
+from datetime import datetime
+
+import asyncpg
+
+# Several workers may fill a day; the one with the greatest time is its last, of several at one time the least subject.
+# Where the last is not known, it stays so until it is looked for.
+ADD = """
+insert into large_party_day as old (large, day, type, events, first_at, last_at, last_subject)
+select * from added
+on conflict (large, day, type) do update set
+    events = old.events + excluded.events,
+    first_at = case when old.first_at is not null and excluded.first_at is not null
+                    then least(old.first_at, excluded.first_at) end,
+    last_at = case when old.last_at is not null then greatest(old.last_at, excluded.last_at) end,
+    last_subject = case when old.last_at is null then null
+        when (excluded.last_at, old.last_subject) > (old.last_at, excluded.last_subject) then excluded.last_subject
+        else old.last_subject end"""
+"""Of `added`: large, day, type, events, first_at (null: not known), last_at, last_subject."""
+
+_FRESH = f"""
+with added as (
+    select span.large, (occurred_at at time zone 'UTC')::date, type, count(*),
+           min(occurred_at), max(occurred_at), (array_agg(event.subject order by occurred_at desc, event.subject))[1]
+    from event join large_party_span as span on span.subject = event.subject
+    where recorded_at >= $1::timestamptz and recorded_at < $2::timestamptz and span.valid @> occurred_at
+    group by 1, 2, 3
+), written as ({ADD} returning large)
+select distinct large from written"""
+
+_RARE = """
+select span.large, event.subject
+from rare_event as event join large_party_span as span on span.subject = event.subject
+where recorded_at >= $1::timestamptz and recorded_at < $2::timestamptz
+group by 1, 2"""
+
+_RARE_OF_PARTIES = """
+select distinct subject from rare_event
+where recorded_at >= $1::timestamptz and recorded_at < $2::timestamptz and starts_with(subject, 'party:')"""
+
+
+async def add(db: asyncpg.Connection, since: datetime, until: datetime) -> set[int]:
+    """Add what was recorded in [since, until); return the large parties that it concerns."""
+    return {row["large"] for row in await db.fetch(_FRESH, since, until)}
+
+
+async def rare(db: asyncpg.Connection, since: datetime, until: datetime) -> tuple[list[tuple[int, str]], list[str]]:
+    """Return which subjects had a rare event in that time: those counted, by large party, and all names of parties."""
+    counted = [(row["large"], row["subject"]) for row in await db.fetch(_RARE, since, until)]
+    return counted, [row["subject"] for row in await db.fetch(_RARE_OF_PARTIES, since, until)]

@@ -1,0 +1,300 @@
+"""Totals of large parties: counted beforehand, and at any time equal to what was put together live."""
+
+import asyncio
+import json
+import os
+import secrets
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import httpx
+import pytest
+from tests.integration.conftest import Attach, Sent
+from tests.integration.test_records import DAY, HOUR, INSTANT, NOON, get, holds, party
+
+from drm_ingest.event import identity_key
+from drm_ingest.pipeline.attach.total import PLANNER
+from drm_ingest.postgres.totals.find import Sizes
+from drm_ingest.postgres.totals.horizon import Horizon
+from drm_ingest.postgres.totals.step import Done, Paces, step
+
+SIZES = Sizes(large=2, linked_max=20)
+PACES = Paces(sweep_s=3600, recount_s=3600, add_up_s=0)
+
+
+class Keeper:
+    """A keeper of totals that does a step when it is told to."""
+
+    def __init__(self, dsn: str, db: asyncpg.Connection, sizes: Sizes = SIZES) -> None:
+        self.dsn = dsn
+        self.db = db
+        self.sizes = sizes
+        self.horizon = Horizon()
+
+    async def step(self, paces: Paces = PACES) -> Done:
+        done = await step(self.db, self.horizon, self.sizes, paces)
+        assert done is not None
+        return done
+
+    async def catch_up(self, paces: Paces = PACES) -> None:
+        """Go on until everything stored by now is in the totals."""
+        now = await self.db.fetchval("select clock_timestamp()")
+        while True:
+            done = await self.step(paces)
+            if not done.more and done.through > now:
+                return
+
+
+@pytest.fixture
+async def keeper(database: str) -> AsyncIterator[Keeper]:
+    db = await asyncpg.connect(database, server_settings={"timezone": "UTC"})
+    await db.execute(PLANNER)
+    yield Keeper(database, db)
+    await db.close()
+
+
+async def test_a_large_party_is_read_from_totals_that_tell_their_freshness(
+    admin: httpx.AsyncClient, attach: Attach, keeper: Keeper
+) -> None:
+    volt = await party(admin, "Volt", "vendor")
+    for number in range(3):
+        await holds(admin, volt, "sold_by", f"meter-{number}", NOON)
+    events = [Sent(f"meter-{n % 3}", f"e{n}", NOON + (n - 5) * 7 * HOUR) for n in range(40)]
+    await attach(*events[:30])
+    live = await get(admin, f"/v1/parties/{volt}")
+    assert live["freshness"]["totals_through"] is None
+    await keeper.catch_up()
+    counted = await get(admin, f"/v1/parties/{volt}")
+    assert counted["freshness"]["totals_through"] > live["freshness"]["read_at"]
+    assert _comparable(counted) == _comparable(live)
+    assert counted["events"] == 25
+    await attach(*events[30:])
+    await keeper.catch_up()
+    assert (await get(admin, f"/v1/parties/{volt}"))["events"] == 35
+
+
+def _comparable(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "freshness"}
+
+
+# -- any history ------------------------------------------------------------------------------------------------------
+
+SEED = int(os.environ.get("DRM_TEST_SEED") or secrets.randbits(32))
+KINDS = {
+    "ada": "customer", "bo": "customer", "cy": "customer", "volt": "vendor", "ampere": "vendor", "fixit": "partner",
+    "eve": "employee", "parts": "supplier",
+}  # fmt: skip
+DEVICES = [f"d{n}" for n in range(5)]
+ROLES = [
+    *((role, device, who) for role in ("owner", "user") for device in DEVICES for who in ("ada", "bo", "cy")),
+    *((role, device, who) for role, who in (
+        ("sold_by", "volt"), ("sold_by", "volt"), ("sold_by", "ampere"), ("serviced_by", "fixit"),
+        ("installed_by", "fixit"), ("made_by", "parts"), ("parts_by", "parts"),
+    ) for device in DEVICES),
+    ("buys_from", "ada", "volt"), ("buys_from", "bo", "volt"), ("cared_for_by", "ada", "eve"),
+    ("cared_for_by", "bo", "eve"), ("cared_for_by", "volt", "eve"), ("works_for", "eve", "fixit"),
+]  # fmt: skip
+LINKS = [("ada", "bo"), ("bo", "cy"), ("volt", "ampere")]
+DATA = [
+    ("device.measurement", {"temperature": 20}),
+    ("device.measurement", {"temperature": 21}),
+    ("device.status", {"online": True}),
+    ("device.fault", {"code": "E1", "severity": "error"}),
+    ("device.fault", {"code": "E1", "state": "cleared"}),
+    ("device.fault", {"code": "E2", "message": "hot"}),
+    ("feedback.rating", {"scale": "csat", "score": 4}),
+    ("feedback.rating", {"scale": "nps", "score": 9}),
+    ("support.contact", {"channel": "visit"}),
+    ("support.contact", {"channel": "visit", "agent": "crm:eve"}),
+    ("support.contact", {"channel": "visit", "agent": "crm:fixit"}),
+]
+MOMENTS = [
+    NOON + day * DAY + part for day in range(4) for part in (-12 * HOUR, -12 * HOUR + INSTANT, 0 * HOUR, 7 * HOUR)
+]
+
+
+class History:
+    """Does one thing after the other, as chance has it, to parties that are all large."""
+
+    def __init__(self, admin: httpx.AsyncClient, attach: Attach, keeper: Keeper, seed: int) -> None:
+        self.admin, self.attach, self.keeper = admin, attach, keeper
+        self.chance = Random(seed)
+        self.ids: dict[str, str] = {}
+        self.relations: list[str] = []
+        self.sent: list[Sent] = []
+        self.last = NOON
+        """Beginning or end of a relation: until then what holds changes by itself."""
+
+    async def begin(self) -> None:
+        for name, kind in KINDS.items():
+            self.ids[name] = await party(self.admin, name, kind, crm=name)
+
+    def bound(self) -> str | None:
+        if self.chance.random() < 0.3:
+            return None
+        if self.chance.random() < 0.1:  # it begins or ends while we look
+            at = datetime.now(UTC) + timedelta(seconds=self.chance.uniform(-1, 3))
+            self.last = max(self.last, at)
+            return at.isoformat()
+        return self.chance.choice(MOMENTS).isoformat()
+
+    async def relate(self) -> None:
+        role, on, who = self.chance.choice(ROLES)
+        subject = f"party:{self.ids[on]}" if on in KINDS else on
+        relation = {"subject": subject, "role": role, "party": self.ids[who], "valid_from": self.bound()}
+        relation |= {"valid_to": self.bound()} if self.chance.random() < 0.4 else {}
+        if who == "parts" and self.chance.random() < 0.7:
+            relation["batch"] = self.chance.choice(["b1", "b2"])
+        answer = await self.admin.post("/v1/relationships", json=relation)
+        if answer.status_code == 201:
+            self.relations.append(answer.json()["id"])
+
+    async def revise(self) -> None:
+        verb = self.chance.choice(["correct", "correct", "end", "withdraw"])
+        if not self.relations:
+            return
+        told: dict[str, Any] = {"reason": "chance"}
+        if verb == "correct":
+            told |= {"valid_from": self.bound(), "valid_to": self.bound()}
+        elif verb == "end":
+            told |= {"at": self.chance.choice(MOMENTS).isoformat()}
+        await self.admin.post(f"/v1/relationships/{self.chance.choice(self.relations)}/{verb}", json=told)
+
+    async def link(self) -> None:
+        one, other = (self.ids[name] for name in self.chance.choice(LINKS))
+        if self.chance.random() < 0.5:
+            await self.admin.post(f"/v1/parties/{one}/links", json={"party": other, "reason": "same"})
+        else:
+            await self.admin.request("DELETE", f"/v1/parties/{one}/links/{other}", json={"reason": "not the same"})
+
+    async def hand_over(self) -> None:
+        one, other = self.chance.sample(["ada", "bo", "cy"], 2)
+        told = {"from": self.ids[one], "to": self.ids[other], "at": self.chance.choice(MOMENTS).isoformat()}
+        await self.admin.post(f"/v1/devices/{self.chance.choice(DEVICES)}/hand-over", json=told)
+
+    async def replace(self) -> None:
+        old, new = self.chance.sample(DEVICES, 2)
+        if self.chance.random() < 0.3:
+            await self.admin.request("DELETE", f"/v1/devices/{old}/replacement", json={"reason": "not so"})
+        else:
+            told = {"by": new, "at": self.chance.choice(MOMENTS).isoformat()}
+            await self.admin.post(f"/v1/devices/{old}/replacement", json=told)
+
+    def events(self) -> list[Sent]:
+        drawn: list[Sent] = []
+        for _ in range(self.chance.randint(1, 12)):
+            type_, data = self.chance.choice(DATA)
+            on = self.chance.choice([*DEVICES, *DEVICES, *KINDS])
+            subject = on if on in DEVICES else self.chance.choice([f"party:crm:{on}", f"party:{self.ids[on]}"])
+            at = self.chance.choice(MOMENTS) + self.chance.randint(0, 2) * INSTANT
+            drawn.append(Sent(subject, f"e{len(self.sent) + len(drawn)}", at, type_, json.dumps(data)))
+        self.sent += drawn
+        return drawn + self.chance.sample(self.sent, min(2, len(self.sent)))[:1]
+
+    async def happen(self) -> None:
+        events = list({(sent.subject, sent.id): sent for sent in self.events()}.values())
+        await self.attach(*events)
+
+    async def happen_slowly(self) -> None:
+        """Events that were recorded a while ago when they are committed; a keeper works meanwhile."""
+        other = await asyncpg.connect(self.keeper.dsn)
+        async with other.transaction():
+            await other.execute("select pg_current_xact_id()")  # as positions and identities are written first
+            for sent in self.events()[:3]:
+                key = identity_key(sent.subject, sent.source, f"slow-{sent.id}")
+                await other.execute(
+                    "insert into event_identity values ($1, $2, $3)", UUID(bytes=key), UUID(bytes=sent.hash), sent.at
+                )
+                await other.execute(
+                    "insert into event (occurred_at, received_at, content_hash, subject, source, id, type, "
+                    "time_quality, sender, data) values ($1, $1, $2, $3, '', $4, $5, 'sent', 'fleet', $6)",
+                    sent.at, UUID(bytes=sent.hash), sent.subject, f"slow-{sent.id}", sent.type, sent.data,
+                )  # fmt: skip
+                await other.execute(
+                    "insert into subject_day as old (day, events, last_at, last_hash, subject, type, last_data) "
+                    "values (($1::timestamptz at time zone 'UTC')::date, 1, $1, $2, $3, $4, $5) "
+                    "on conflict (subject, day, type) do update set events = old.events + 1, "
+                    "last_at = greatest(old.last_at, excluded.last_at), "
+                    "last_data = case when (excluded.last_at, excluded.last_hash) > (old.last_at, old.last_hash) "
+                    "then excluded.last_data else old.last_data end, "
+                    "last_hash = case when (excluded.last_at, excluded.last_hash) > (old.last_at, old.last_hash) "
+                    "then excluded.last_hash else old.last_hash end",
+                    sent.at, UUID(bytes=sent.hash), sent.subject, sent.type, sent.data,
+                )  # fmt: skip
+            for _ in range(self.chance.randint(1, 3)):
+                await self.keeper.step()
+        await other.close()
+
+    async def keep(self) -> None:
+        await self.keeper.step()
+
+    async def keep_beside_others(self) -> None:
+        events = list({(sent.subject, sent.id): sent for sent in self.events()}.values())
+        await asyncio.gather(self.keeper.step(), self.attach(*events), self.relate(), self.revise())
+
+    async def anything(self) -> None:
+        does = [self.relate] * 8 + [self.revise] * 5 + [self.link, self.hand_over, self.replace]
+        does += [self.happen] * 3 + [self.happen_slowly] + [self.keep] * 4 + [self.keep_beside_others] * 2
+        await self.chance.choice(does)()
+
+    async def compare(self) -> int:
+        """See that every total equals what it is a total of; return how many records were read from totals."""
+        await self.keeper.db.fetchval("select pg_sleep_until($1)", self.last)
+        await self.keeper.catch_up()
+        for large in await self.keeper.db.fetch("select id, members from large_party"):
+            counted = await self.keeper.db.fetch(
+                "select day, type, events from large_party_day where large = $1 order by 1, 2", large["id"]
+            )
+            assert counted == await self.keeper.db.fetch(RECOUNT, large["members"])
+        from_totals = 0
+        for id_ in self.ids.values():
+            record = await get(self.admin, f"/v1/parties/{id_}")
+            now = await self.keeper.db.fetchval("select clock_timestamp()")
+            live = await get(self.admin, f"/v1/parties/{id_}", known_at=now.isoformat())
+            assert live["freshness"]["totals_through"] is None
+            assert _comparable(record) == _comparable(live)
+            from_totals += record["freshness"]["totals_through"] is not None
+        return from_totals
+
+
+RECOUNT = """
+with recursive alike (party, same) as (
+    select id, id from party
+    union
+    select alike.party, case when link.party = alike.same then link.other else link.party end
+    from alike join party_link as link on alike.same in (link.party, link.other) and upper_inf(recorded)
+),
+name (party, subject) as (
+    select party, 'party:' || same from alike
+    union select alike.party, 'party:' || namespace || ':' || ref from alike join party_ref on party_ref.party = same
+)
+select (occurred_at at time zone 'UTC')::date as day, type, count(*) as events from event
+where subject in (select name.subject from name where party = any ($1))
+   or exists (
+       select from relationship
+       where upper_inf(recorded) and party = any ($1) and valid @> occurred_at
+         and coalesce(subject_party <> all ($1), true)
+         and (relationship.subject = event.subject
+              or subject_party in (select name.party from name where name.subject = event.subject))
+   )
+group by 1, 2 order by 1, 2"""
+"""Event by event, from the relations that hold and nothing else."""
+
+
+@pytest.mark.parametrize("run", range(3))
+async def test_totals_equal_what_they_are_totals_of_whatever_happens(
+    admin: httpx.AsyncClient, attach: Attach, keeper: Keeper, run: int
+) -> None:
+    print(f"DRM_TEST_SEED={SEED} [{run}]")
+    history = History(admin, attach, keeper, SEED + run)
+    await history.begin()
+    from_totals = 0
+    for _ in range(4):
+        for _ in range(25):
+            await history.anything()
+        from_totals += await history.compare()
+    assert from_totals > 4
