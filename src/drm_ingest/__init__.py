@@ -81,9 +81,10 @@ record shows beside that, and `record/rare.py` looks at faults, ratings and visi
 a vendor), `record/serviced.py` (of a partner), `record/cared_for.py` (of an employee) and `record/supplied.py` (of a
 supplier). What would take too long to read so is counted beforehand, in bounded steps: `totals/step.py` does one of
 them for the parties that `totals/find.py` found too large, up to what `totals/horizon.py` knows to be committed;
-`totals/fresh.py` adds new events, `totals/touched.py` knows which subjects a change concerns, `totals/compare.py` counts
-the difference between what is counted and what holds, `totals/parts.py` has the rare parts of a record and
-`totals/shown.py` adds up what is shown, which `record/whole.py` reads. `record/timeline.py` tells it all in one order, and `fates.py` what became of a single event.
+`totals/fresh.py` adds new events, `totals/touched.py` knows which subjects a change concerns, `totals/compare.py`
+counts the difference between what is counted and what holds, `totals/parts.py` has the rare parts of a record and
+`totals/shown.py` adds up what is shown, which `record/whole.py` reads. `record/timeline.py` tells it all in one order,
+and `fates.py` what became of a single event.
 `bulk_parties.py` (`bulk_said.py`: what is said of them), `bulk_devices.py` and `bulk_relations.py` have the same rules
 for many at once; `unload.py` hands all of it out. Each process has the rights of its own role and no others
 (`roles.py`).

@@ -184,7 +184,7 @@ async def _take_changes(
             party.built_to = ""
     if found.linked:
         for large, subject in await touched.sold_to(db, names):
-            parties[large].subjects.add(subject)
+            parties[large].subjects |= {subject, *_parties(names)}  # whoever was linked may have been a customer
         await find.retire(db, sizes)
         left = {row["id"] for row in await db.fetch("select id from large_party")}
         for gone in parties.keys() - left:
