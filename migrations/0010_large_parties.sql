@@ -78,7 +78,7 @@ create table totals_position (
 );
 comment on table totals_position is 'How far the totals are: events recorded before `through`, changes up to `number`.';
 comment on column totals_position.swept_to is 'Up to which party it was looked for large ones; null: not at it.';
-insert into totals_position (through, number) values (now(), 0);
+insert into totals_position (through, number) values ('2000-01-01T00:00:00Z', 0);
 
 -- What was recorded since the last step is found by this: some pages for a month of events, and nothing that attach
 -- would notice.

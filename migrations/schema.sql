@@ -729,7 +729,7 @@ INSERT INTO public.role_kind VALUES ('supplies', false, 'supplier', 'partner');
 INSERT INTO public.role_kind VALUES ('supplies', false, 'supplier', 'customer');
 INSERT INTO public.role_kind VALUES ('supplies', false, 'supplier', 'supplier');
 
-INSERT INTO public.totals_position VALUES (true, '2026-11-22 21:26:48.897026+00', 0, NULL, NULL);
+INSERT INTO public.totals_position VALUES (true, '2000-01-01 00:00:00+00', 0, NULL, NULL);
 
 SELECT pg_catalog.setval('public.large_party_id_seq', 1, false);
 
