@@ -9,6 +9,12 @@ figures: what else runs on the machine does not count), what Postgres wrote, and
 
 "few devices" puts 500 devices into each 2,000 events, "many devices" 2,000; a duplicate repeats one of the last 1,000.
 `--profile` prints where attach spends its CPU instead of how fast it is.
+
+    python -m loadtests.attach --against 6e4b189 --repeat 8
+
+Compares with another version, each on a database of its own making: both read the same topics, in turns, so that what
+else the machine does falls on both alike. Of the ratios of rounds next to each other the median counts, and what their
+middle half spans.
 """
 
 import asyncio
@@ -18,203 +24,106 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import asyncpg
-import msgspec
 import typer
 import uvloop
-from pydantic import SecretStr
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from drm_ingest.event import content_hash, published_source
-from drm_ingest.kafka import topics
 from drm_ingest.kafka.topics import Topics
-from drm_ingest.kafka.writer import Outgoing, Writer
-from drm_ingest.metrics import Metrics
 from drm_ingest.postgres.migrate import migrate
-from drm_ingest.schema import Schemas
-from drm_ingest.settings import Settings
 from drm_ingest.up.kafka import Kafka
-from drm_ingest.up.ports import free_port
 from drm_ingest.up.postgres import Postgres
-from loadtests.usage import cpu_s, resident_mb
-
-BATCH = 2000  # of which the kinds of traffic tell how many devices they hold
-FILL_AT_ONCE = 4000
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """One kind of traffic."""
-
-    name: str
-    devices_a_batch: int
-    duplicates: float
-
-
-KINDS = (
-    Traffic("few devices", 500, 0.0),
-    Traffic("few devices, 2 % duplicates", 500, 0.02),
-    Traffic("many devices", 2000, 0.0),
-    Traffic("many devices, 2 % duplicates", 2000, 0.02),
-)
-
-
-def made(traffic: Traffic, events: int, devices: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """Yield subjects and events as `enrich` writes them, in the order in which they happen."""
-    draw = random.Random(seed)
-    now = datetime.now(UTC) - timedelta(hours=6)
-    recent: list[tuple[str, bytes]] = []
-    batch: list[int] = []
-    for number in range(events):
-        if recent and draw.random() < traffic.duplicates:
-            yield draw.choice(recent)
-            continue
-        if not batch:
-            batch = draw.sample(range(devices), traffic.devices_a_batch) * (BATCH // traffic.devices_a_batch)
-        subject = f"meter-{batch.pop():06d}"
-        time = (now + timedelta(milliseconds=number / 10)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        data = (
-            f'{{"values":{{"temperature":{draw.uniform(-10, 35):.2f},"humidity":{draw.randrange(100)},'
-            f'"battery":{draw.random():.2f}}},"units":{{"temperature":"Cel","humidity":"%RH","battery":"/"}}}}'
-        ).encode()
-        type_ = "device.measurement"
-        head = {
-            "specversion": "1.0", "id": f"{seed}-{number:08d}", "type": type_, "subject": subject, "time": time,
-            "sequence": f"{number:010d}",
-        }  # fmt: skip
-        tail = {
-            "source": published_source(subject, ""), "receivedat": time, "occurredat": time, "timequality": "sent",
-            "contenthash": content_hash(type_, time, data).hex(), "sender": "loadtest",
-            "requestid": "0f8fad5b-d9cb-469f-a165-70867728950e", "ingressposition": f"{number % 6}:{number}",
-            "devicemodel": "TH-200", "devicefirmware": "1.4.2",
-            "partyroles": "owner:0199a1b2-7f3c-7e51-9d5a-3f2b1c0d9e8f sold_by:0199a1b2-7f3c-7e51-9d5a-3f2b1c0d9e90",
-        }  # fmt: skip
-        event = msgspec.json.encode(head)[:-1] + b',"data":' + data + b"," + msgspec.json.encode(tail)[1:]
-        recent = [*recent[-999:], (subject, event)] if traffic.duplicates else recent
-        yield subject, event
-
-
-async def fill(settings: Settings, traffic: Traffic, events: int, devices: int, progress: Progress) -> int:
-    """Write the events; return how many bytes."""
-    schemas = Schemas.load()
-    await topics.create(settings, schemas.families)
-    writer, topic = Writer(settings, Metrics("attach")), Topics.of(settings).events("measurement")
-    await writer.start()
-    task = progress.add_task(f"filling: {traffic.name}", total=events)
-    size = 0
-    records: list[Outgoing] = []
-    for subject, event in made(traffic, events, devices, random.randrange(1 << 30)):
-        key = subject.encode()
-        size += len(event)
-        records.append(Outgoing(topic, writer.partition_for(topic, key), key, event))
-        if len(records) == FILL_AT_ONCE:
-            await writer.write(records)
-            progress.advance(task, len(records))
-            records = []
-    await writer.write(records)
-    progress.advance(task, len(records))
-    await writer.stop(30)
-    return size
-
-
-def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-
-
-@dataclass
-class Measured:
-    """What a run took."""
-
-    rows: int
-    seconds: float
-    attach_cpu_s: float
-    postgres_cpu_s: float
-    wal_bytes: int
-    attach_mb: float
-
-
-async def drain(
-    settings: Settings, postgres_pid: int, events: int, profile: Path | None, progress: Progress
-) -> Measured:
-    """Start attach and wait until the topics are empty; measured from the first rows to the last."""
-    command = [
-        sys.executable,
-        *(("-m", "cProfile", "-o", str(profile)) if profile else ()),
-        "-m",
-        "drm_ingest",
-        "attach",
-    ]
-    environment = {**os.environ, "DRM_ATTACH_PORT": str(free_port())}
-    for name in ("kafka_bootstrap", "topic_prefix", "topic_replication_factor", "topic_min_insync_replicas"):
-        environment[f"DRM_{name.upper()}"] = str(getattr(settings, name))
-    environment["DRM_POSTGRES_DSN"] = dsn = settings.postgres_dsn.get_secret_value()
-    connection = await asyncpg.connect(dsn)
-    task = progress.add_task("attaching", total=events)
-    process = await asyncio.to_thread(_start, command, environment)
-
-    async def state() -> tuple[float, int, int, float, float]:
-        # One small query four times a second: nothing beside the load.
-        read, wal = await connection.fetchrow(
-            "select coalesce(sum(next_offset) filter (where next_offset > 0), 0)::bigint, pg_current_wal_lsn() - '0/0' "
-            "from consumer_position"
-        )
-        return time.monotonic(), read, int(wal), cpu_s(process.pid), cpu_s(postgres_pid)
-
-    try:
-        first = last = await state()
-        while last[1] < events:
-            if process.poll() is not None:
-                raise RuntimeError("attach ended; run it by hand to see why")
-            await asyncio.sleep(0.25)
-            last = await state()
-            if not first[1]:
-                first = last
-            progress.update(task, completed=last[1])
-        memory = resident_mb(process.pid)
-    finally:
-        process.terminate()
-        await asyncio.to_thread(process.wait, 60)
-        await connection.close()
-    differences = [b - a for a, b in zip(first, last, strict=True)]
-    return Measured(int(differences[1]), differences[0], differences[3], differences[4], int(differences[2]), memory)
+from loadtests.against import checkout, spread
+from loadtests.draining import BATCH, KINDS, OURS, Measured, Traffic, Version, check, database, drain, fill, settings_of
 
 
 async def measure(
     traffic: Traffic, kafka: Kafka, postgres: Postgres, events: int, devices: int, batch: int, profile: Path | None,
-    progress: Progress,
+    progress: Progress, identities: float,
 ) -> Measured:  # fmt: skip
     """Make topics and a database, fill them, drain them."""
-    name = f"load_{random.randrange(1 << 40):x}"
-    connection = await asyncpg.connect(postgres.dsn)
-    await connection.execute(f"create database {name}")
-    dsn = postgres.dsn.rpartition("/")[0] + f"/{name}"
-    settings = Settings(
-        kafka_bootstrap=kafka.bootstrap, postgres_dsn=SecretStr(dsn), topic_prefix=name,
-        topic_replication_factor=1, topic_min_insync_replicas=1,
-    )  # fmt: skip
+    dsn = await database(postgres)
+    settings = settings_of(kafka, dsn, dsn.rpartition("/")[2])
     os.environ["DRM_ATTACH_BATCH_RECORDS_MAX"] = str(batch)
     await migrate(dsn)
-    await fill(settings, traffic, events, devices, progress)
-    await connection.close()
+    await fill(settings, traffic, events, devices, progress, identities)
     assert postgres.pid is not None
     measured = await drain(settings, postgres.pid, events, profile, progress)
+    await check(dsn, events, traffic)
+    return measured
+
+
+async def compare(
+    traffic: Traffic, kafka: Kafka, postgres: Postgres, events: int, devices: int, repeat: int, against: Version,
+    progress: Progress, identities: float,
+) -> list[tuple[Measured, Measured]]:  # fmt: skip
+    """Drain the same topics again and again, in turns: the other version, then ours; the first round is to warm up."""
+    prefix, rounds = f"load_{random.randrange(1 << 40):x}", []
+    await fill(settings_of(kafka, postgres.dsn, prefix), traffic, events, devices, progress, identities)
+    task = progress.add_task(f"rounds: {traffic.name}", total=repeat + 1)
+    for number in range(repeat + 1):
+        order = (against, OURS) if number % 2 else (OURS, against)  # what one leaves to be written falls on both alike
+        told = {version.python: await _round(kafka, postgres, prefix, traffic, events, version, progress)
+                for version in order}  # fmt: skip
+        rounds.append((told[against.python], told[OURS.python]))
+        progress.advance(task)
+    return rounds[1:]
+
+
+async def _round(
+    kafka: Kafka, postgres: Postgres, prefix: str, traffic: Traffic, events: int, version: Version, progress: Progress
+) -> Measured:
+    dsn = await database(postgres)
+    settings, name = settings_of(kafka, dsn, prefix), dsn.rpartition("/")[2]
+    environment = {**os.environ, **version.environment, "DRM_POSTGRES_DSN": dsn}
+    command = [*version.python, "-m", "drm_ingest", "migrate"]
+    await asyncio.to_thread(subprocess.run, command, env=environment, check=True, stdout=subprocess.DEVNULL)
     connection = await asyncpg.connect(dsn)
-    stored, counted = await connection.fetchrow(
-        "select (select count(*) from event), (select sum(events) from subject_day)::bigint"
-    )
-    assert stored == counted, f"{stored} events, but {counted} in day counts"
-    assert stored >= events * (1 - 2 * traffic.duplicates), f"only {stored} of {events} events"
+    # From the beginning, whatever the group has read: each database has positions of its own.
+    await connection.execute(
+        "insert into consumer_position (consumer_group, topic, partition, next_offset, holder) "
+        "select $1, topic, partition, 0, '' from unnest($2::text[]) topic, generate_series(0, $3 - 1) partition",
+        f"{prefix}.attach", [Topics.of(settings).events(family) for family in ("measurement", "identity")],
+        settings.topic_partitions,
+    )  # fmt: skip
+    await connection.close()
+    assert postgres.pid is not None
+    measured = await drain(settings, postgres.pid, events, None, progress, version)
+    await check(dsn, events, traffic)
+    connection = await asyncpg.connect(postgres.dsn)
+    await connection.execute(f"drop database {name} with (force)")
     await connection.close()
     return measured
+
+
+def _compared(
+    kafka: Kafka, postgres: Postgres, events: int, devices: int, repeat: int, kind: str, against: str,
+    identities: float, progress: Progress,
+) -> Table:  # fmt: skip
+    table = Table("traffic", "", "before", "now", "now to before: median (middle half)")
+    with checkout(against) as (python, environment):
+        other = Version((*python, "-P"), environment)  # not the modules of the folder we stand in
+        for traffic in [traffic for traffic in KINDS if kind in traffic.name]:
+            rounds = uvloop.run(compare(traffic, kafka, postgres, events, devices, repeat, other, progress, identities))
+            for what, value in _FIGURES.items():
+                pairs = [(value(before), value(now)) for before, now in rounds]
+                befores, nows = zip(*pairs, strict=True)
+                ratios = [now / before for before, now in pairs]
+                table.add_row(traffic.name, what, spread(befores), spread(nows), spread(ratios))
+    return table
+
+
+_FIGURES: dict[str, Callable[[Measured], float]] = {
+    "1000 rows/s": lambda did: did.rows / did.seconds / 1000,
+    "attach CPU-s/100k": lambda did: did.attach_cpu_s / did.rows * 100_000,
+    "Postgres CPU-s/100k": lambda did: did.postgres_cpu_s / did.rows * 100_000,
+}
 
 
 def main(
@@ -224,6 +133,8 @@ def main(
     kind: Annotated[str, typer.Option(help="Only kinds whose name contains this.")] = "",
     repeat: Annotated[int, typer.Option(min=1, help="Runs of each kind.")] = 1,
     profile: Annotated[bool, typer.Option(help="Print where attach spends its CPU (slower).")] = False,
+    identities: Annotated[float, typer.Option(min=0, max=1, help="Share of sign-ins among the events.")] = 0.0,
+    against: Annotated[str | None, typer.Option(help="Compare with a commit, or the folder of a checkout.")] = None,
 ) -> None:
     """Measure, and print a table."""
     console = Console(width=120)
@@ -233,9 +144,15 @@ def main(
         try:
             kafka.start()
             postgres.start()
+            if against is not None:
+                os.environ["DRM_ATTACH_BATCH_RECORDS_MAX"] = str(batch)
+                console.print(_compared(kafka, postgres, events, devices, repeat, kind, against, identities, progress))
+                return
             for traffic in [traffic for traffic in KINDS for _ in range(repeat) if kind in traffic.name]:
                 report = Path(folder) / "profile" if profile else None
-                did = uvloop.run(measure(traffic, kafka, postgres, events, devices, batch, report, progress))
+                did = uvloop.run(
+                    measure(traffic, kafka, postgres, events, devices, batch, report, progress, identities)
+                )
                 share = 100_000 / did.rows
                 table.add_row(
                     traffic.name, f"{did.rows / did.seconds:,.0f}", f"{did.attach_cpu_s * share:.2f}",

@@ -16,8 +16,6 @@ else the machine does falls on all alike: then only CPU seconds an event and the
 import asyncio
 import json
 import os
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -50,6 +48,7 @@ from drm_ingest.settings import Settings
 from drm_ingest.up.kafka import Kafka
 from drm_ingest.up.ports import free_port
 from drm_ingest.up.postgres import Postgres
+from loadtests.against import checkout, spread
 from loadtests.load import TOKEN_DEVICES
 from loadtests.usage import cpu_s, exact_cpu_s, family, resident_mb
 
@@ -123,24 +122,6 @@ def _edge(python: list[str], environment: dict[str, str], core: set[int]) -> Ite
     finally:
         process.terminate()
         process.wait(30)
-
-
-@contextmanager
-def _checkout(against: str) -> Iterator[tuple[list[str], dict[str, str]]]:
-    """Give the interpreter and the environment of another version, of a folder or of a commit."""
-    repository = Path(__file__).parents[1]
-    folder, made = Path(against).resolve(), None
-    if not (folder / "src/drm_ingest").is_dir():
-        folder = made = Path(tempfile.mkdtemp()) / "against"
-        subprocess.run(["git", "-C", repository, "worktree", "add", "--quiet", "--detach", made, against], check=True)
-    own = folder / ".venv/bin/python"
-    try:
-        # The interpreter of a folder knows its own dependencies; those of a commit are taken to be ours.
-        yield [str(own) if own.exists() else sys.executable], {"PYTHONPATH": str(folder / "src")}
-    finally:
-        if made is not None:
-            subprocess.run(["git", "-C", repository, "worktree", "remove", "--force", made], check=True)
-            shutil.rmtree(made.parent)
 
 
 async def _prepare_credentials(settings: Settings, folder: Path) -> tuple[str, Path]:
@@ -217,15 +198,10 @@ def _compared(cases: list[Case]) -> Table:
             costs = case.costs[batch]
             ratios = [cost / first for cost, first in zip(costs, firsts, strict=True)]
             table.add_row(
-                str(batch), case.name, f"{min(costs):.2f}", _spread(costs), f"{min(costs) / min(firsts):.2f}",
-                _spread(ratios),
+                str(batch), case.name, f"{min(costs):.2f}", spread(costs), f"{min(costs) / min(firsts):.2f}",
+                spread(ratios),
             )  # fmt: skip
     return table
-
-
-def _spread(values: list[float]) -> str:
-    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return f"{median:.2f} ({low:.2f} to {high:.2f})"
 
 
 def main(
@@ -284,7 +260,7 @@ def _compare(
     with ExitStack() as stack:
         cases = []
         if against is not None:
-            python, environment = stack.enter_context(_checkout(against))
+            python, environment = stack.enter_context(checkout(against))
             dsn = settings.postgres_dsn.get_secret_value()
             environment = _prepare_other(python, environment, dsn, key)
             other = stack.enter_context(_edge(python, environment, core))
