@@ -97,7 +97,7 @@ async def _round(
     measured = await drain(settings, postgres.pid, events, None, progress, version)
     await check(dsn, events, traffic)
     connection = await asyncpg.connect(postgres.dsn)
-    await connection.execute(f"drop database {name} with (force)")
+    await connection.execute(f"drop database {name}")
     await connection.close()
     return measured
 

@@ -90,7 +90,7 @@ create unique index relationship_open on relationship (id) where upper_inf(recor
 drop index relationship_subject;
 create index relationship_subject on relationship (subject, lower(recorded)) where upper_inf(recorded);
 create index relationship_subject_before on relationship (subject, upper(recorded)) where not upper_inf(recorded);
-create index relationship_party_before on relationship (party) where not upper_inf(recorded);
+create index relationship_party_before on relationship (party, id) where not upper_inf(recorded);
 
 -- What changed, and what that moved --------------------------------------------------------------------------------------
 

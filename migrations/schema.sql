@@ -922,7 +922,7 @@ CREATE INDEX relationship_move_number ON public.relationship_move USING btree (n
 
 CREATE UNIQUE INDEX relationship_open ON public.relationship USING btree (id) WHERE upper_inf(recorded);
 
-CREATE INDEX relationship_party ON public.relationship USING btree (party, role) WHERE upper_inf(recorded);
+CREATE INDEX relationship_party ON public.relationship USING btree (party, id) WHERE upper_inf(recorded);
 
 CREATE INDEX relationship_party_before ON public.relationship USING btree (party) WHERE (NOT upper_inf(recorded));
 

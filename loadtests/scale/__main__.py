@@ -102,7 +102,7 @@ def main(
     days: Annotated[int, typer.Option(min=10, max=365, help="Over which the events happened.")] = 90,
     vendor_devices: Annotated[int, typer.Option(min=10, help="Of one vendor.")] = 50_000,
     seed: Annotated[int, typer.Option(help="The same seed and sizes make the same world.")] = 7,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that make events.")] = 2,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that make events; 0: this one.")] = 2,
     keep: Annotated[Path | None, typer.Option(help="Where the data stays, and is looked for.")] = None,
     only_build: Annotated[bool, typer.Option("--only-build", help="Do not measure.")] = False,
     rate: Annotated[float, typer.Option(help="Live events a second: a fifth of capacity.")] = 2400,

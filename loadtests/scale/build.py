@@ -135,10 +135,14 @@ _dsn: str
 
 
 def _happen(world: World, dsn: str, workers: int, progress: Progress) -> None:
-    """Make all days, in several processes; they have the world from us by fork."""
+    """Make all days: here, or in several processes, which have the world from us by fork."""
     global _world, _dsn
     _world, _dsn = world, dsn
     task = progress.add_task("events", total=world.sizes.events)
+    for number in range(0 if workers else world.sizes.days):
+        progress.advance(task, _day(number))
+    if not workers:
+        return
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as pool:
         for done in as_completed([pool.submit(_day, number) for number in range(world.sizes.days)]):
             progress.advance(task, done.result())

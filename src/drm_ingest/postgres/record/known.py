@@ -92,6 +92,9 @@ CALLED = """
 called (party, subject) as (
     select party, 'party:' || same from kin
     union all
-    select kin.party, 'party:' || namespace || ':' || ref from kin join party_ref on party_ref.party = kin.same
+    select kin.party, 'party:' || namespace || ':' || ref
+    from kin cross join lateral (
+        select namespace, ref from party_ref where party_ref.party = kin.same offset 0  -- one by one, by index
+    ) as named
 )"""
 """Everything that the parties of `kin` are called in subjects."""

@@ -39,12 +39,14 @@ def happened(name: str, type_: str, seen_through: str = "lens") -> str:
         where subject = lens.subject and type = '{type_}'
           and day >= coalesce((lens.starts at time zone 'UTC')::date, '-infinity')
           and day <= coalesce((lens.ends at time zone 'UTC')::date, 'infinity')
+        offset 0  -- one by one, by index
     ) as days
     left join lateral (
         select id, source, occurred_at, sequence, content_hash, data from rare_event
         where type = '{type_}' and subject = lens.subject
           and occurred_at >= greatest(days.day_at, lens.starts)
           and occurred_at < least(days.day_at + interval '24 hours', lens.ends)
+        offset 0
     ) as found on true
     where found.id is not null
        or coalesce(days.last_at >= lens.starts, true) and coalesce(days.last_at < lens.ends, true)

@@ -93,6 +93,7 @@ left join lateral (
     select last_data from subject_day
     where latest.id is null and subject = newest.subject and type = newest.type
       and day = (newest.last_at at time zone 'UTC')::date
+    offset 0  -- one by one, by index
 ) as kept on true"""
 """What is told of each `newest`, beside `total` of its type and `opened`."""
 
@@ -122,6 +123,7 @@ from (
     select days.* from whole cross join lateral (
         select day, type, events from subject_day
         where subject = whole.subject and day >= whole.first_day and day < whole.end_day
+        offset 0  -- one by one, by index
     ) as days
     union all
     select moments.* from part cross join lateral (
