@@ -242,7 +242,7 @@ async def test_people_and_programs_see_changes_with_tail(attached: Bench, enviro
 
     line, *rest = await seen("--pretty", "--subject", "meter-1", "--limit", "1")
     assert line.split("  ", 1)[1] == "meter-1  owner begun"
-    assert rest[:2] == ["  since ever on", "  gained 1 events, since ever on  device.measurement=1"]
+    assert rest[:2] == ["  since ever on", "  gained 1 event, since ever on  device.measurement=1"]
     assert f"number=1  party={ada}" in rest[2]
     assert "asserted_by=office  reason=sale 4711" in rest[2]
     (of_bo,) = await seen("--ndjson", "--subject", f"party:{bo}", "--limit", "1")

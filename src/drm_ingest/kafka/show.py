@@ -100,7 +100,8 @@ def changes_as_text(console: Console) -> Show:
             console.print(Text(f"  {_during(held, 'valid_from', 'valid_to')}"), soft_wrap=True)
         for piece in change.get("moved", ()):
             types = "  ".join(f"{type_}={events}" for type_, events in piece["events_by_type"].items())
-            text = f"  {piece['direction']} {piece['events']} events, {_during(piece, 'starts', 'ends')}  {types}"
+            events = f"{piece['events']} event{'' if piece['events'] == 1 else 's'}"
+            text = f"  {piece['direction']} {events}, {_during(piece, 'starts', 'ends')}  {types}"
             console.print(Text(text.rstrip()), soft_wrap=True)
         known = [f"{name}={change[name]}" for name in _TOLD_OF_CHANGES if change.get(name) is not None]
         console.print(Text(f"  {'  '.join(known)}", style="dim"), soft_wrap=True)
