@@ -924,7 +924,7 @@ CREATE UNIQUE INDEX relationship_open ON public.relationship USING btree (id) WH
 
 CREATE INDEX relationship_party ON public.relationship USING btree (party, id) WHERE upper_inf(recorded);
 
-CREATE INDEX relationship_party_before ON public.relationship USING btree (party) WHERE (NOT upper_inf(recorded));
+CREATE INDEX relationship_party_before ON public.relationship USING btree (party, id) WHERE (NOT upper_inf(recorded));
 
 CREATE INDEX relationship_party_since ON public.relationship USING btree (party, lower(valid) DESC NULLS LAST, id) WHERE upper_inf(recorded);
 
