@@ -1,7 +1,8 @@
 """`serve` without its socket and `attach` without Kafka: the real application on the real Postgres."""
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -105,16 +106,17 @@ class Sent:
 Attach = Callable[..., Awaitable[Stored]]
 
 
-@pytest.fixture
-async def attach(serve_settings: Settings) -> AsyncIterator[Attach]:
-    """Return a function that stores events as `attach` does; dead letters go nowhere but into their table."""
+@asynccontextmanager
+async def storing(settings: Settings) -> AsyncIterator[Attach]:
+    """Yield a function that stores events as `attach` does; dead letters go nowhere but into their table."""
     packer, offset = Packer(), count()
 
     async def bury(_: Sequence[Dead]) -> None:
         pass
 
     def packed(event: Sent) -> Row:
-        record = ConsumerRecord("events", 0, next(offset), 0, 0, None, None, None, 0, 0, ())
+        value = json.dumps({"sender": event.sender}).encode()
+        record = ConsumerRecord("events", 0, next(offset), 0, 0, None, value, None, 0, 0, ())
         key = identity_key(event.subject, event.source, event.id)
         return packer.pack(
             record, key, event.hash, event.at, event.at, event.subject, event.source, event.id, event.type,
@@ -122,9 +124,15 @@ async def attach(serve_settings: Settings) -> AsyncIterator[Attach]:
             None if event.data is None else Raw(event.data.encode()),
         )  # fmt: skip
 
-    async with EventStore(serve_settings, Owner("tests", "tests"), bury) as store:
+    async with EventStore(settings, Owner("tests", "tests"), bury) as store:
 
         async def attach(*events: Sent) -> Stored:
             return await store.store(Batch({}, [packed(event) for event in events]))
 
+        yield attach
+
+
+@pytest.fixture
+async def attach(serve_settings: Settings) -> AsyncIterator[Attach]:
+    async with storing(serve_settings) as attach:
         yield attach

@@ -3,16 +3,13 @@
 import asyncio
 import json
 from collections import Counter
-from datetime import UTC, datetime, timedelta
-from itertools import count
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from tests.integration.conftest import Attach, Sent
 from tests.integration.test_records import DAY, HOUR, NOON, get, happened, holds, pages, party
 from tests.integration.test_registry import refused
@@ -286,84 +283,3 @@ async def test_what_is_said_of_one_is_on_the_record_of_who_serves_the_other(
     assert (await get(admin, f"/v1/parties/{volt}"))["events"] == 0
     fate = await get(admin, "/v1/events", subject="party:crm:2", id="e0", source="s")
     assert [(on["party"], on["roles"]) for on in fate["attached_to"]] == [(same, ["self"])]
-
-
-# -- against a plain model --------------------------------------------------------------------------------------------
-
-TIMES = [NOON + n * timedelta(hours=7) for n in range(12)]
-parties_drawn = st.integers(0, 3)
-steps_drawn = st.lists(
-    st.one_of(
-        st.tuples(st.just("link"), parties_drawn, parties_drawn),
-        st.tuples(st.just("unlink"), parties_drawn, parties_drawn),
-    ),
-    max_size=8,
-)
-relations_drawn = st.lists(
-    st.tuples(st.integers(0, 5), parties_drawn, st.sampled_from(TIMES), st.none() | st.sampled_from(TIMES)), max_size=8
-)
-events_drawn = st.lists(st.tuples(st.integers(0, 9), st.sampled_from(TIMES), st.sampled_from("ab")), max_size=20)
-runs = count()
-
-
-@given(steps=steps_drawn, relations=relations_drawn, events=events_drawn)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_records_of_linked_parties_equal_a_plain_models(
-    admin: httpx.AsyncClient,
-    attach: Attach,
-    steps: list[tuple[str, int, int]],
-    relations: list[tuple[int, int, datetime, datetime | None]],
-    events: list[tuple[int, datetime, str]],
-) -> None:
-    run = next(runs)
-    # Suppliers, since they supply each other: a relation between two parties that are then linked.
-    ids = [await party(admin, f"S{n}", "supplier", crm=f"{run}-{n}") for n in range(4)]
-    subjects = [f"d{run}-0", f"d{run}-1", *(f"party:{id_}" for id_ in ids)]
-    names = [*subjects, *(f"party:crm:{run}-{n}" for n in range(4))]
-    held = set()
-    for subject, who, start, end in relations:
-        role = "parts_by" if subject < 2 else "supplies"
-        body = {"subject": subjects[subject], "role": role, "party": ids[who],
-                "valid_from": start.isoformat(), "valid_to": end and end.isoformat()}  # fmt: skip
-        if (await admin.post("/v1/relationships", json=body)).status_code == 201:
-            held.add((subject, who, role, start, end))
-    sent = [Sent(names[name], f"e{n:02}", at, type_) for n, (name, at, type_) in enumerate(events)]
-    await attach(*sent)
-
-    open_links: set[frozenset[int]] = set()
-    for step, one, other in steps:
-        pair = frozenset((one, other))
-        if step == "unlink":
-            await unlink(admin, ids[one], ids[other], int(pair in open_links))
-            open_links.discard(pair)
-        elif one != other:
-            await link(admin, ids[one], ids[other], 200 if pair in open_links else 201)
-            open_links.add(pair)
-
-    def same(who: int) -> set[int]:
-        found = {who}
-        while more := {n for pair in open_links if pair & found for n in pair} - found:
-            found |= more
-        return found
-
-    def roles(event: Sent, group: set[int]) -> list[str]:
-        name = names.index(event.subject)
-        about = name if name < 2 else (name - 2) % 4 + 2
-        if about >= 2 and about - 2 in group:
-            return ["self"]
-        kin = {about} if about < 2 else {n + 2 for n in same(about - 2)}
-        return sorted({role for subject, who, role, start, end in held if subject in kin and who in group
-                       and start <= event.at and (end is None or event.at < end)})  # fmt: skip
-
-    for who, id_ in enumerate(ids):
-        group = same(who)
-        record = await get(admin, f"/v1/parties/{id_}")
-        assert [member["id"] for member in record["parties"]] == [ids[n] for n in sorted(group)]
-        mine = [event for event in sent if roles(event, group)]
-        assert record["events_by_type"] == Counter(event.type for event in mine)
-        items = await pages(admin, f"/v1/parties/{id_}/timeline", 6)
-        assert {item["event"]["id"]: item["roles"] for item in items if item["event"]} == {
-            event.id: roles(event, group) for event in mine
-        }
-        items = [item for item in items if item["event"]]
-        assert len(items) == len(mine)

@@ -3,9 +3,7 @@
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import count
 from secrets import token_hex
 from typing import Any
 from uuid import UUID
@@ -13,8 +11,6 @@ from uuid import UUID
 import asyncpg
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from tests.integration.conftest import Ask, Attach, Sent
 
 from drm_ingest.event import identity_key
@@ -438,148 +434,6 @@ async def test_an_event_about_a_party_is_looked_for_under_the_name_of_the_asker(
     assert (fate["fate"], fate["source"]) == ("attached", "shop")
     assert fate["attached_to"] == [{"party": ada, "kind": "customer", "roles": ["self"], "relations": []}]
     assert (await get(shop, "/v1/events", subject="party:crm:778", id="1", source="till-1"))["fate"] == "pending"
-
-
-# -- the record equals a plain model's --------------------------------------------------------------------------------
-
-# A grid on which ranges and events meet: days, and the instants around their ends and middles.
-TIMES = [
-    NOON.replace(hour=0) + day * DAY + offset
-    for day in range(5)
-    for offset in (-INSTANT, timedelta(0), INSTANT, 12 * HOUR)
-]
-ROLES = {"device": ["owner", "user", "sold_by", "serviced_by"], "party": ["buys_from", "cared_for_by"]}
-EXCLUSIVE = {"owner", "sold_by"}
-times = st.sampled_from(TIMES)
-
-
-@dataclass(frozen=True)
-class Relation:
-    """As drawn: subjects and parties by number; a subject from 3 on is a party."""
-
-    subject: int
-    role: int
-    party: int
-    start: datetime | None
-    end: datetime | None
-
-
-drawn_relations = st.builds(
-    Relation, st.integers(0, 5), st.integers(0, 3), st.integers(0, 2), st.none() | times, st.none() | times
-)
-drawn_events = st.tuples(
-    st.integers(0, 8), times, st.sampled_from(["a", "b"]), st.none() | st.sampled_from(["9", "10"])
-)
-numbers = count()
-
-
-@given(relations=st.lists(drawn_relations, max_size=12), events=st.lists(drawn_events, max_size=30))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_the_record_equals_a_plain_models(
-    admin: httpx.AsyncClient,
-    attach: Attach,
-    db: asyncpg.Connection,
-    relations: list[Relation],
-    events: list[tuple[int, datetime, str, str | None]],
-) -> None:
-    run = next(numbers)
-    # Whatever joins what: records do not ask.
-    await db.execute(
-        "insert into role_kind (role, exclusive, subject_kind, party_kind) "
-        "select name, exclusive, unnest(array['device', 'customer']), 'customer' from role on conflict do nothing"
-    )
-    ids = [await party(admin, f"P{n}", crm=f"{run}-{n}") for n in range(3)]
-    names = [{f"party:{id_}", f"party:crm:{run}-{n}"} for n, id_ in enumerate(ids)]
-    subjects = (
-        [f"d{run}-{n}" for n in range(3)] + [f"party:{id_}" for id_ in ids] + [f"party:crm:{run}-{n}" for n in range(3)]
-    )
-
-    held: list[tuple[str, str, str, datetime | None, datetime | None]] = []
-    for drawn in relations:
-        subject, who = subjects[drawn.subject], ids[drawn.party]
-        kind = "party" if drawn.subject > 2 else "device"
-        role = ROLES[kind][drawn.role % len(ROLES[kind])]
-        answer = await admin.post(
-            "/v1/relationships",
-            json={"subject": subject, "role": role, "party": who,
-                  "valid_from": _text(drawn.start), "valid_to": _text(drawn.end)},
-        )  # fmt: skip
-        if subject == f"party:{who}" or (drawn.start and drawn.end and drawn.start >= drawn.end):
-            assert answer.status_code == 422
-        elif (subject, role, who, drawn.start, drawn.end) in held:
-            assert answer.status_code == 200
-        elif any(
-            (subject, role) == other[:2] and (role in EXCLUSIVE or who == other[2])
-            and _overlap(drawn.start, drawn.end, other[3], other[4])
-            for other in held
-        ):  # fmt: skip
-            assert answer.status_code == 409
-        else:
-            assert answer.status_code == 201, answer.text
-            held.append((subject, role, who, drawn.start, drawn.end))
-
-    sent = [
-        Sent(subjects[subject], f"e{n:02}", at, type_, f'{{"n": {n}}}', sequence=sequence)
-        for n, (subject, at, type_, sequence) in enumerate(events)
-    ]
-    for batch in (sent[::2], sent[1::2]):
-        await attach(*batch)
-
-    for who, self_ in zip(ids, names, strict=True):
-
-        def roles_in(event: Sent, who: str = who, self_: set[str] = self_) -> list[str]:
-            about = next(
-                (f"party:{id_}" for id_, called in zip(ids, names, strict=True) if event.subject in called),
-                event.subject,
-            )
-            if event.subject in self_:
-                return ["self"]
-            return sorted({role for subject, role, party_, start, end in held if (subject, party_) == (about, who)
-                           and (start is None or start <= event.at) and (end is None or event.at < end)})  # fmt: skip
-
-        mine = [event for event in sent if roles_in(event)]
-        record = await get(admin, f"/v1/parties/{who}")
-        assert record["events_by_type"] == Counter(event.type for event in mine)
-        assert record["events"] == len(mine)
-        assert record["first_seen"] == _text(min((event.at for event in mine), default=None))
-        assert record["last_seen"] == _text(max((event.at for event in mine), default=None))
-        assert {type_: (state["subject"], state["data"]["n"]) for type_, state in record["latest"].items()} == _latest(
-            mine
-        )
-        for device in record["devices"]:
-            of_device = _latest([event for event in mine if event.subject == device["id"]])
-            assert {
-                type_: (state["subject"], state["data"]["n"]) for type_, state in device["latest"].items()
-            } == of_device
-        assert {(device["id"], held_["role"]) for device in record["devices"] for held_ in device["roles"]} == {
-            (subject, role) for subject, role, party_, _, end in held
-            if party_ == who and end is None and not subject.startswith("party:")
-        }  # fmt: skip
-
-        newest_first = sorted(mine, key=lambda event: (event.at, event.subject.encode(), event.id), reverse=True)
-        for params in ({}, {"type": "a"}, {"since": _text(TIMES[5]), "until": _text(TIMES[13])}):
-            items = await pages(admin, f"/v1/parties/{who}/timeline", 3, **params)
-            assert [(item["event"]["id"], item["roles"]) for item in items if item["event"]] == [
-                (event.id, roles_in(event)) for event in newest_first
-                if params.get("type", event.type) == event.type
-                and ("since" not in params or TIMES[5] <= event.at < TIMES[13])
-            ]  # fmt: skip
-
-
-def _overlap(start: datetime | None, end: datetime | None, start_: datetime | None, end_: datetime | None) -> bool:
-    return (start is None or end_ is None or start < end_) and (start_ is None or end is None or start_ < end)
-
-
-def _latest(events: list[Sent]) -> dict[str, tuple[str, int]]:
-    """By type: the latest by time, then of the first device by name, then by sequence and hash."""
-    latest: dict[str, tuple[str, int]] = {}
-    for type_ in {event.type for event in events}:
-        last = max(event.at for event in events if event.type == type_)
-        subject = min(event.subject for event in events if (event.type, event.at) == (type_, last))
-        of_it = [event for event in events if (event.type, event.at, event.subject) == (type_, last, subject)]
-        best = max(of_it, key=lambda event: (len(event.sequence or ""), event.sequence or "", event.hash))
-        latest[type_] = (subject, json.loads(best.data or "{}")["n"])
-    return latest
 
 
 # -- how it is read ---------------------------------------------------------------------------------------------------
