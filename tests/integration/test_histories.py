@@ -30,9 +30,11 @@ from tests.integration.conftest import Attach, Sent, storing
 from tests.integration.plain_model import DEVICES, EVER, INSTANT, KINDS, Bound, Happened, Joined, Model, Seen, Version
 from tests.integration.plain_records import Says, text
 from tests.integration.test_records import get, pages, party
+from tests.integration.test_totals import Keeper
 
 from drm_ingest.metrics import Metrics
 from drm_ingest.pipeline.attach.link import Linker
+from drm_ingest.pipeline.attach.total import PLANNER
 from drm_ingest.postgres.pool import Pool, open_pool
 from drm_ingest.settings import Settings
 
@@ -63,7 +65,7 @@ LINKABLE = [("ada", "bo"), ("bo", "cy"), ("ada", "cy"), ("volt", "watt"), ("part
 PLAIN = ("begin", "end", "correct", "withdraw")
 VERBS = [
     *["begin"] * 11, "end", "correct", "correct", "withdraw", *["hand-over"] * 3, "replace", "replace", "undo",
-    "link", "link", "unlink", "code", "code", "claim", "claim", *["derive"] * 4,
+    "link", "link", "link", "unlink", "code", "code", "claim", "claim", *["derive"] * 4,
 ]  # fmt: skip
 
 
@@ -100,6 +102,8 @@ class History:
     events: list[Drawn]
     views: list[tuple[Bound, int]]
     claim_hours: int
+    totals: bool
+    """What is large is counted beforehand, all the while."""
 
 
 def draw(from_: Random) -> History:
@@ -126,6 +130,7 @@ def draw(from_: Random) -> History:
     return History(
         [step(verb) for verb in ["begin"] * 14 + [one(VERBS) for _ in range(30)]], [event() for _ in range(90)],
         [(one([None, *TIMES[4:]]), from_.randrange(1000)) for _ in range(3)], one([0, 0, 30, -1]),
+        from_.random() < 0.6,
     )  # fmt: skip
 
 
@@ -164,6 +169,7 @@ class World:
     stores: Sequence[Attach]
     linker: Callable[[], Linker]
     claim: timedelta | None
+    keeper: Keeper | None
     run: int
     model: Model = field(default_factory=Model)
     called: dict[str, str] = field(default_factory=dict)
@@ -308,13 +314,15 @@ class World:
             at_once.create_task(self._arrive(arriving))
             if derive:
                 at_once.create_task(self._derive())
+            if self.keeper:
+                at_once.create_task(self.keeper.step())
         answers = [each.result() for each in asking]
         for each, answer in zip(asked, answers, strict=True):
             status = self.model.attempt(each.then, answer.json())
             assert answer.status_code == status, (each, answer.text)
             told[f"{each.verb} {status}"] += 1
         await self._learn(began, due)
-        await self._see_moves(last, before, happened)
+        await self._see_moves(last, before, happened, len(asked) < 2)
         for each, answer in zip(asked, answers, strict=True):
             if each.verb == "hand-over" and answer.status_code == 201:
                 await self._see_hand_over(answer.json(), before, KINDS[each.giver])
@@ -424,7 +432,19 @@ class World:
 
     # -- what it moved -----------------------------------------------------------------------------------------------
 
-    async def _see_moves(self, last: int, before: Sequence[Version], happened: int) -> None:
+    def _joint(self, one: str, other: str, happened: int) -> list[str]:
+        """Return types of the events that are on the record of one if it is linked with the other, and not if not."""
+        links = [
+            link for link in self.model.links if link.gone is None and link.pair not in ((one, other), (other, one))
+        ]
+        linked = replace(self.model, links=[*links, Joined((one, other))], events=self.model.events[:happened])
+        records = []
+        for model in (linked, replace(linked, links=links)):
+            seen = Seen(model, None, None, TIMES)
+            records.append([event.sent.id for event in seen.mine(seen.group(one))])
+        return [e.sent.type for e in self.model.events[:happened] if e.sent.id in set(records[0]) - set(records[1])]
+
+    async def _see_moves(self, last: int, before: Sequence[Version], happened: int, alone: bool) -> None:
         """What changes say they moved is the difference of what the relations brought before and bring now."""
         rows = await self.db.fetch(
             "select subject, change.party, change, direction, starts, ends, types from relationship_change change "
@@ -435,16 +455,20 @@ class World:
         names = {called: name for name, called in self.called.items()}
         moves: dict[tuple[str, frozenset[str]], list[tuple[int, Version]]] = {}
         for row in rows:
-            if row["direction"] is not None:
-                subject, who = names[row["subject"]], names[f"party:{row['party']}"]
-                range_ = Version(None, subject, "", who, None, row["starts"], row["ends"])
+            subject, who = names[row["subject"]], names[f"party:{row['party']}"]
+            linking = row["change"] in ("linked", "unlinked")
+            range_ = Version(None, subject, "", who, None, row["starts"], row["ends"])
+            inside = [[e.sent.type for e in known if e.on == subject and range_.at(e.sent.at)]
+                      for known in (self.model.events[:happened], self.model.events)]  # fmt: skip
+            if linking:
+                inside = [self._joint(who, subject, known) for known in (happened, len(self.model.events))]
+            elif row["direction"]:
                 moved = (1 if row["direction"] == "gained" else -1, range_)
                 moves.setdefault((subject, frozenset(self.model.group(who))), []).append(moved)
-                inside = [[e.sent.type for e in known if e.on == subject and range_.at(e.sent.at)]
-                          for known in (self.model.events[:happened], self.model.events)]  # fmt: skip
-                types = Counter(json.loads(row["types"]))
-                assert Counter(inside[0]) <= types <= Counter(inside[1]), row
-                told[row["direction"]] += 1
+            if row["direction"] or (linking and alone):
+                types = Counter(json.loads(row["types"] or "{}"))
+                assert not alone or Counter(inside[0]) <= types <= Counter(inside[1]), row
+                told[f"{row['change']} {row['direction']}"] += 1
         groups = {frozenset(self.model.group(who)) for who in KINDS}
         for subject in self.called:
             for group in groups:
@@ -481,12 +505,9 @@ class World:
 
         async def record(who: str) -> Says:
             name = f"crm:{self.run}-{who}" if known % 2 else self.id(who)
-            return plain.record(
-                await get(self.admin, f"/v1/parties/{name}", around_visit_days=plain.WINDOW_DAYS, **view),
-                seen,
-                who,
-                self.called,
-            )
+            found = await get(self.admin, f"/v1/parties/{name}", around_visit_days=plain.WINDOW_DAYS, **view)
+            told["records from totals"] += found["freshness"]["totals_through"] is not None
+            return plain.record(found, seen, who, self.called)
 
         async def timeline(who: str, *types: str, since: Bound = None, until: Bound = None) -> Says:
             within = {name: text(at) for name, at in (("since", since), ("until", until)) if at}
@@ -563,13 +584,15 @@ class Bench:
     stores: Sequence[Attach]
     settings: Settings
     pool: Pool
+    keeper: Keeper
 
     async def live(self, history: History) -> None:
         """Live a history with a world of its own, and compare what is told of it."""
         hours = history.claim_hours
         changed, claim = {"anonymous_claim_hours": hours}, None if hours < 0 else timedelta(hours=hours)
         linker = partial(Linker, self.settings.model_copy(update=changed), Metrics("attach"), self.pool)
-        world = World(self.admin, self.db, self.stores, linker, claim, next(runs))
+        keeper = self.keeper if history.totals else None
+        world = World(self.admin, self.db, self.stores, linker, claim, keeper, next(runs))
         await world.settle()
         waiting, events = list(history.steps), history.events
         share = -(-len(events) // max(1, len(waiting)))
@@ -587,6 +610,8 @@ class Bench:
             await world.do(asked, now, step.verb == "derive")
         await world.do([], events, False)
         await world.do([], [], True)
+        if keeper:
+            await keeper.catch_up()
         for as_of, known in ((None, -1), *history.views):
             await world.compare(as_of, known)
 
@@ -616,8 +641,12 @@ class Bench:
 async def lived(
     admin: httpx.AsyncClient, db: asyncpg.Connection, stores: list[Attach], serve_settings: Settings
 ) -> AsyncIterator[Bench]:
+    dsn = serve_settings.postgres_dsn.get_secret_value()
+    counting = await asyncpg.connect(dsn, server_settings={"timezone": "UTC"})
+    await counting.execute(PLANNER)
     async with open_pool(serve_settings, "drm link", connections_max=1) as pool:
-        yield Bench(admin, db, stores, serve_settings, pool)
+        yield Bench(admin, db, stores, serve_settings, pool, Keeper(dsn, counting))
+    await counting.close()
 
 
 async def _live(bench: Bench, number: int) -> None:
