@@ -54,8 +54,8 @@ of the records, and a batch becomes durable in Postgres with the position it has
 `attach/bury.py` writes its dead letters before that commits. Who signed in is linked by `attach/link.py` after the
 commit: `attach/ranges.py` derives from all identity events of a device who held which role when. What changed in
 records is published by `attach/relay.py`, in order, and `attach/total.py` counts what parties with very many devices
-have on theirs. `attach/accounts.py` counts what became of each event, and
-`attach/keep.py` waits for Postgres and keeps its partitions.
+have on theirs. `attach/accounts.py` counts what became of each event, and `attach/keep.py` waits for Postgres and keeps
+its partitions.
 
 Dead letters are a person's: `letters/cli.py` has the commands, and `letters/command.py` does them. `letters/find.py`
 looks in their topic, `letters/show.py` draws them, `letters/mend.py` makes the record that goes back where a letter
@@ -84,10 +84,9 @@ them for the parties that `totals/find.py` found too large, up to what `totals/h
 `totals/fresh.py` adds new events, `totals/touched.py` knows which subjects a change concerns, `totals/compare.py`
 counts the difference between what is counted and what holds, `totals/parts.py` has the rare parts of a record and
 `totals/shown.py` adds up what is shown, which `record/whole.py` reads. `record/timeline.py` tells it all in one order,
-and `fates.py` what became of a single event.
-`bulk_parties.py` (`bulk_said.py`: what is said of them), `bulk_devices.py` and `bulk_relations.py` have the same rules
-for many at once; `unload.py` hands all of it out. Each process has the rights of its own role and no others
-(`roles.py`).
+and `fates.py` what became of a single event. `bulk_parties.py` (`bulk_said.py`: what is said of them),
+`bulk_devices.py` and `bulk_relations.py` have the same rules for many at once; `unload.py` hands all of it out. Each
+process has the rights of its own role and no others (`roles.py`).
 
 **serve** shows it to people and their programs. `app.py` opens the rooms. `requests.py` gives each request an id and a
 bound, `access.py` asks who it is and lends it a connection, `problems.py` answers what goes wrong (`violations.py`: in
