@@ -47,7 +47,7 @@ async def _built(dsn: str) -> World | None:
         found = json.loads(await db.fetchval("select built from loadtest.scale"))
     finally:
         await db.close()
-    return World.make(Sizes(**found["sizes"]), datetime.fromisoformat(found["until"]))
+    return World.make(Sizes(**found["sizes"]), datetime.fromisoformat(found["until"]), relations=False)
 
 
 def _ensure(sizes: Sizes, folder: Path, workers: int, console: Console) -> World:

@@ -1,9 +1,11 @@
 """What is measured on the data, in order, and what it has to reach."""
 
+import asyncio
 import random
 import statistics
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -12,15 +14,17 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from drm_ingest.settings import Settings
 from loadtests.scale.reads import KINDS, WARM_S, Reader, Times, asks_of, at_rate, by_what, repeated
 from loadtests.scale.running import Load
 from loadtests.scale.shifts import Shift, moved
-from loadtests.scale.world import LARGE_DEVICES, World
+from loadtests.scale.world import World
 
 P95_MS, P99_MS = 50.0, 150.0
 AS_OF_RATIO = 1.25  # noise of two medians
 VENDOR_MS = 150.0
 TOTALS_S = 5.0
+BUILT_WITHIN_S = 300.0
 LARGE_READS = 30
 LARGE_SHOWN = 8  # of the parties that are measured by themselves
 
@@ -67,8 +71,9 @@ async def measure(
     found = Found(Table("page", "read", "p50 ms", "p95 ms", "p99 ms"))
     try:
         _tell_sizes(await db.fetch(_SIZES), world, console)
-        large = {row["id"]: row for row in await db.fetch(_LARGE, LARGE_DEVICES)}
+        large = {row["id"]: row for row in await db.fetch(_LARGE, Settings().live_record_devices_max)}
         with Load(where, rate, world.sizes.devices) as load, Progress(console=console, transient=True) as progress:
+            await _built(db, large, found, console)
             await _pages(reader, db, world, set(large), found, progress, reads_rate, a_kind)
             load.check()
             await _large(reader, list(large.values()), found, progress)
@@ -88,8 +93,8 @@ def _tell_sizes(rows: list[asyncpg.Record], world: World, console: Console) -> N
     whole = 0
     for row in sorted(rows, key=lambda row: str(row["of"])):
         if row["of"] == "relationship":
-            each = len(world.relations)
-            console.print(f"a relation takes {(row['heap'] + row['indexes']) / each:.0f} bytes")
+            each = (row["heap"] + row["indexes"]) / world.sizes.relations
+            console.print(f"a relation takes {each:.0f} bytes with its indexes")
             continue
         of = [row["heap"] / world.sizes.events, row["indexes"] / world.sizes.events]
         whole += row["heap"] + row["indexes"]
@@ -122,6 +127,20 @@ async def _pages(
                 found.hold(then / now < AS_OF_RATIO, f"{what} as_of takes {then / now:.2f} of what now takes")
 
 
+async def _built(db: asyncpg.Connection, large: dict[UUID, asyncpg.Record], found: Found, console: Console) -> None:
+    """Wait until the totals of all large parties are there."""
+    began = time.monotonic()
+    while left := await db.fetchval(
+        "select count(*) from unnest($1::uuid[]) as one (party) where not exists ("
+        "select from large_party where one.party = any (members) and built_at is not null and shown is not null)", list(large)
+    ):  # fmt: skip
+        if time.monotonic() - began > BUILT_WITHIN_S:
+            found.misses.append(f"{left} large parties have no totals after {BUILT_WITHIN_S:g} s")
+            return
+        await asyncio.sleep(0.2)
+    console.print(f"totals of {len(large)} large parties are there after {time.monotonic() - began:.1f} s")
+
+
 async def _large(reader: Reader, large: list[asyncpg.Record], found: Found, progress: Progress) -> None:
     task = progress.add_task("large parties", total=min(LARGE_SHOWN, len(large)))
     for place, row in enumerate(large[:LARGE_SHOWN]):
@@ -131,7 +150,21 @@ async def _large(reader: Reader, large: list[asyncpg.Record], found: Found, prog
             found.row(
                 f"{'timeline' if what else 'record'} {who}", times, (VENDOR_MS, None) if place == 0 else (None, None)
             )
+        if place == 0:
+            lags = [await _lag(reader, row["id"]) for _ in range(10)]
+            found.table.add_row(
+                f"totals of it behind, {who}", "10", f"{statistics.median(lags):.0f}", f"{max(lags):.0f}", ""
+            )
         progress.advance(task)
+
+
+async def _lag(reader: Reader, party: UUID) -> float:
+    """Return how far behind the totals of a large party are, in ms; 0: it was read live."""
+    freshness = (await reader.ask("GET", f"/v1/parties/{party}?devices=0&relations=0"))["freshness"]
+    if freshness["totals_through"] is None:
+        return 0.0
+    read_at, through = (datetime.fromisoformat(freshness[name]) for name in ("read_at", "totals_through"))
+    return (read_at - through).total_seconds() * 1000
 
 
 async def _shifts(

@@ -11,7 +11,6 @@ from asyncpg import Range
 BULK_DEVICES = 3
 BULK_EVENTS = 12_000  # on each of them: what a back-dated change moves
 KEPT_DAYS = 400  # how far back relations begin
-LARGE_DEVICES = 1000  # who holds more is measured apart
 SHARES = {"customer": 0.934, "vendor": 0.0067, "partner": 0.0267, "employee": 0.03, "supplier": 0.0033}
 """Of all parties: in 300,000 some 2,000 vendors and 1,000 suppliers."""
 BATCHES = 40  # of each supplier
@@ -62,12 +61,13 @@ class World:
     _draw: random.Random = field(init=False)
 
     @staticmethod
-    def make(sizes: Sizes, until: datetime) -> "World":
-        """Draw the world."""
+    def make(sizes: Sizes, until: datetime, *, relations: bool = True) -> "World":
+        """Draw the world; without `relations` only who there is."""
         world = World(sizes, until)
         world._draw = random.Random(sizes.seed)
         world._make_parties()
-        world._make_relations()
+        if relations:
+            world._make_relations()
         return world
 
     def _uuid(self, at: datetime) -> UUID:
