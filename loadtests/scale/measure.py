@@ -32,6 +32,10 @@ _LARGE = """
 select party.id, kind, count(*) as devices from relationship join party on party.id = party
 where upper_inf(recorded) and subject_party is null group by party.id, kind having count(*) > $1 order by 3 desc"""
 
+_UNBUILT = """
+select count(*) from unnest($1::uuid[]) as one (party) where not exists (
+    select from large_party where one.party = any (members) and built_at is not null and shown is not null)"""
+
 _SIZES = """
 select case when relname like 'event\\_2%' or relname = 'event_default' then 'event' else relname end as of,
        sum(pg_table_size(oid))::bigint as heap, sum(pg_indexes_size(oid))::bigint as indexes
@@ -130,10 +134,7 @@ async def _pages(
 async def _built(db: asyncpg.Connection, large: dict[UUID, asyncpg.Record], found: Found, console: Console) -> None:
     """Wait until the totals of all large parties are there."""
     began = time.monotonic()
-    while left := await db.fetchval(
-        "select count(*) from unnest($1::uuid[]) as one (party) where not exists ("
-        "select from large_party where one.party = any (members) and built_at is not null and shown is not null)", list(large)
-    ):  # fmt: skip
+    while left := await db.fetchval(_UNBUILT, list(large)):
         if time.monotonic() - began > BUILT_WITHIN_S:
             found.misses.append(f"{left} large parties have no totals after {BUILT_WITHIN_S:g} s")
             return

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -61,10 +61,20 @@ async def moved(reader: Reader, db: asyncpg.Connection, world: World, party: UUI
     before = (await reader.ask("GET", path))["events"]
     began = time.perf_counter()
     async with _user(reader, world, subject, role, party):
-        said, reads = time.perf_counter(), 0
-        while time.perf_counter() - said < WAIT_S:
-            shown, reads = (await reader.ask("GET", path))["events"], reads + 1
-            if shown == before + events if at else shown >= before + events:
-                return Shift(events, said - began, time.perf_counter() - said, reads)
-            await asyncio.sleep(0.05)
-        return Shift(events, said - began, None, reads)
+        said = time.perf_counter()
+        reads = await _until(reader, path, lambda shown: shown == before + events if at else shown >= before + events)
+        shown_s = time.perf_counter() - said
+    # The next change must not find this one half undone.
+    await _until(reader, path, lambda shown: shown < before + events)
+    return Shift(events, said - began, shown_s if reads else None, reads or 0)
+
+
+async def _until(reader: Reader, path: str, there: Callable[[int], bool]) -> int | None:
+    """Ask for a record until it has what it should; return how often that was, None: it had not within 30 s."""
+    gives_up_at, reads = time.perf_counter() + WAIT_S, 0
+    while time.perf_counter() < gives_up_at:
+        reads += 1
+        if there((await reader.ask("GET", path))["events"]):
+            return reads
+        await asyncio.sleep(0.05)
+    return None

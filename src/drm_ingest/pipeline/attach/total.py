@@ -19,7 +19,7 @@ from drm_ingest.postgres import pool
 from drm_ingest.postgres.pool import PASSING
 from drm_ingest.postgres.totals.find import Sizes
 from drm_ingest.postgres.totals.horizon import Horizon
-from drm_ingest.postgres.totals.step import Paces, step
+from drm_ingest.postgres.totals.step import Paces, changed, step
 from drm_ingest.settings import Settings
 
 RETRY_S = 2.0
@@ -51,12 +51,20 @@ class Totaller:
                 try:
                     wait_s = await self._step()
                     self._trouble = None
+                    await self._rest(wait_s)
                 except Exception as error:  # a defect of ours would else stop all attaching, for totals
-                    wait_s = RETRY_S
                     self._fail(error)
-                await asyncio.sleep(wait_s)
+                    await asyncio.sleep(RETRY_S)
         finally:
             self._drop()
+
+    async def _rest(self, wait_s: float) -> None:
+        """Wait so long; where relations change, not much longer than an interval."""
+        until = monotonic() + wait_s
+        while (left_s := until - monotonic()) > 0:
+            await asyncio.sleep(min(left_s, self._settings.totals_interval_s))
+            if left_s > self._settings.totals_interval_s and await changed(await self._connected()):
+                return
 
     async def _step(self) -> float:
         """Do a step; return how long to wait before the next."""

@@ -4,6 +4,8 @@ from datetime import datetime
 
 import asyncpg
 
+from drm_ingest.postgres.record.rare import CONTACT, FAULT, RATING
+
 # Several workers may fill a day; the one with the greatest time is its last, of several at one time the least subject.
 # Where the last is not known, it stays so until it is looked for.
 ADD = """
@@ -29,15 +31,20 @@ with added as (
 ), written as ({ADD} returning large)
 select distinct large from written"""
 
-_RARE = """
-select span.large, event.subject
-from rare_event as event join large_party_span as span on span.subject = event.subject
-where recorded_at >= $1::timestamptz and recorded_at < $2::timestamptz
-group by 1, 2"""
+# By when they were recorded, and then by type: the index of what is rare has all of it, of all time.
+_RARE_ONES = f"""
+with fresh as materialized (
+    select subject, type from event where recorded_at >= $1::timestamptz and recorded_at < $2::timestamptz
+),
+rare as (
+    select distinct subject from fresh where type in ('{FAULT}', '{RATING}', '{CONTACT}')
+)"""
 
-_RARE_OF_PARTIES = """
-select distinct subject from rare_event
-where recorded_at >= $1::timestamptz and recorded_at < $2::timestamptz and starts_with(subject, 'party:')"""
+_RARE = f"""{_RARE_ONES}
+select span.large, span.subject from rare join large_party_span as span using (subject)"""
+
+_RARE_OF_PARTIES = f"""{_RARE_ONES}
+select subject from rare where starts_with(subject, 'party:')"""
 
 
 async def add(db: asyncpg.Connection, since: datetime, until: datetime) -> set[int]:

@@ -93,6 +93,15 @@ select greatest(0, extract(epoch from clock_timestamp() - least($1, (
         select min(number) from relationship_change where number > $2))))::float8)"""
 
 
+_CHANGED = """
+select exists (select from relationship_change where number > (select number from totals_position))"""
+
+
+async def changed(db: asyncpg.Connection) -> bool:
+    """Return whether there are changes of relations that the totals do not have in them."""
+    return bool(await db.fetchval(_CHANGED))
+
+
 async def step(db: asyncpg.Connection, horizon: Horizon, sizes: Sizes, paces: Paces) -> Done | None:
     """Bring the totals on; None: another keeper is at it.
 
