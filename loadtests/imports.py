@@ -7,8 +7,10 @@
 prints both; the p99 of the acknowledgement and of receipt to commit are to be the same.
 """
 
+import asyncio
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import asyncpg
+import psutil
 import typer
 from rich.console import Console
 
@@ -37,7 +41,7 @@ def _import(where: dict[str, Any], what: str, file: Path, *options: str) -> list
 
 @cli.command()
 def parties(ready: Ready = READY, lines: Annotated[int, typer.Option(min=1)] = 1_000_000) -> None:
-    """Import parties, each with a reference and an attribute, then the same file again."""
+    """Import parties, each with two references and three attributes, then the same file again."""
     for time_, took_s in zip(("first", "again"), parties_in(json.loads(ready.read_text()), lines, 2), strict=True):
         print(f"{time_}: {lines:,} parties in {took_s:.1f} s = {lines / took_s:,.0f}/s")
 
@@ -48,13 +52,43 @@ def parties_in(where: dict[str, Any], lines: int, times: int) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "parties.csv"
         with file.open("w") as out:
-            out.write("kind,name,refs.crm,attributes.city,origin\n")
-            out.writelines(f"customer,Party {n},{run}-{n},City {n % 500},crm\n" for n in range(lines))
+            out.write("kind,name,refs.crm,refs.shop,attributes.city,attributes.segment,attributes.since,origin\n")
+            out.writelines(
+                f"customer,Party {n},{run}-{n},{run}-s{n * 7919 % lines}-{n},City {n % 500},{'ABC'[n % 3]},"
+                f"20{n % 26:02}-01-01,crm\n"
+                for n in range(lines)
+            )
         for _ in range(times):
-            started = time.monotonic()
+            started, postgres_s, own_s = time.monotonic(), _postgres_s(where["postgres_dsn"]), _children_s()
             subprocess.run(_import(where, "parties", file), check=True)
             took_s.append(time.monotonic() - started)
+            print(
+                f"CPU: the import {_children_s() - own_s:.1f} s, "
+                f"Postgres {_postgres_s(where['postgres_dsn']) - postgres_s:.1f} s"
+            )
     return took_s
+
+
+def _children_s() -> float:
+    """Return the CPU seconds of our children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _postgres_s(dsn: str) -> float:
+    """Return the CPU seconds of a Postgres on this machine, those of backends that have ended among them."""
+
+    async def postmaster() -> psutil.Process:
+        db = await asyncpg.connect(dsn)
+        try:
+            return psutil.Process(await db.fetchval("select pg_backend_pid()")).parent()
+        finally:
+            await db.close()
+
+    server = asyncio.run(postmaster())
+    ended = server.cpu_times()
+    alive = [child.cpu_times() for child in server.children()]
+    return float(ended.children_user + ended.children_system + sum(times.user + times.system for times in alive))
 
 
 @cli.command()

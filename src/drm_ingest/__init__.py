@@ -30,8 +30,8 @@ nowhere. The others go by `write.py` to Kafka (`tally.py` counts them), and only
 was refused.
 
 Other systems **exchange** files with it: `cli.py` has the commands, and `command.py` imports one. `lines.py` reads it,
-`mapping.py` makes fields of its columns, and `taking.py` takes them, many in a transaction, noting in `checkpoint.py`
-how far it is; what is not taken is kept with its reason (`refused.py`, `fields.py`). A line is one of `parties.py`,
+`mapping.py` makes fields of its columns (`fit.py` sees that they are there), and `taking.py` takes them, many in a
+transaction, noting in `checkpoint.py` how far it is; what is not taken is kept with its reason (`refused.py`, `fields.py`). A line is one of `parties.py`,
 `devices.py`, `relationships.py` or `events.py`; events go to the edge like live ones, in a lane that yields to them
 (`pace.py`). `export.py` writes all of it out again, into the files of `parquet.py`.
 
@@ -85,8 +85,9 @@ them for the parties that `totals/find.py` found too large, up to what `totals/h
 counts the difference between what is counted and what holds, `totals/parts.py` has the rare parts of a record and
 `totals/shown.py` adds up what is shown, which `record/whole.py` reads. `record/timeline.py` tells it all in one order,
 and `fates.py` what became of a single event. `bulk_parties.py` (`bulk_said.py`: what is said of them),
-`bulk_devices.py` and `bulk_relations.py` have the same rules for many at once; `unload.py` hands all of it out. Each
-process has the rights of its own role and no others (`roles.py`).
+`bulk_devices.py` and `bulk_relations.py` (judged by what `bulk_known.py` finds, written by `bulk_begun.py`) have the
+same rules for many at once; `unload.py` hands all of it out. Each process has the rights of its own role and no others
+(`roles.py`).
 
 **serve** shows it to people and their programs. `app.py` opens the rooms. `requests.py` gives each request an id and a
 bound, `access.py` asks who it is and lends it a connection, `problems.py` answers what goes wrong (`violations.py`: in

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from drm_ingest.exchange.fit import misfit
 from drm_ingest.exchange.lines import File, Unreadable
 from drm_ingest.exchange.mapping import BadMapping, Columns, Unmappable
 from drm_ingest.exchange.refused import LineCode
@@ -106,3 +107,36 @@ def test_a_parquet_file_is_read_with_its_types(tmp_path: Path) -> None:
     read = columns(tmp_path, "[fields]\nrefs.crm = 'crm'\nn = 'n'\n")
     rows = [read.fields(line.row) for line in File(tmp_path / "x.parquet").lines() if line.row is not None]
     assert rows == [{"refs": {"crm": "007"}, "n": 1}, {"refs": {"crm": "8"}}]
+
+
+def test_a_mapping_that_does_not_fit_a_file_is_told_with_what_was_probably_meant(tmp_path: Path) -> None:
+    path = tmp_path / "m.toml"
+    path.write_text(
+        "[fields]\nname = 'Custmer Name'\nkind = {constant = 'Kind'}\nrefs.shop = {template = '{Ref} {Number}'}\n"
+        "id = {template = '{#line}'}\ndata.lines = [{sku = 'SKU'}]\n"
+    )
+    columns = Columns.load(path)
+    assert misfit(columns.named, ["Customer Name", "Ref", "number", "SKU"]) == (
+        "/name: There is no column 'Custmer Name' (did you mean 'Customer Name'?); "
+        "there are Customer Name, Ref, number, SKU. · "
+        "/refs/shop: There is no column 'Number' (did you mean 'number'?); there are Customer Name, Ref, number, SKU."
+    )
+    assert misfit(columns.named, ["Custmer Name", "Ref", "Number", "SKU"]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[feilds]\na = 'b'", "did you mean 'fields'?"),
+        ("[fields]\na = {column = 'b', tpye = 'integer'}", "did you mean 'type'?"),
+        ("[fields]\na = {column = 'b', type = 'interger'}", "did you mean 'integer'?"),
+    ],
+)
+def test_a_word_that_a_mapping_does_not_know_is_told_with_the_one_that_was_meant(
+    tmp_path: Path, text: str, told: str
+) -> None:
+    path = tmp_path / "m.toml"
+    path.write_text(text)
+    with pytest.raises(BadMapping) as wrong:
+        Columns.load(path)
+    assert told in str(wrong.value)

@@ -73,6 +73,7 @@ def take_events(desk: Desk, way: Way, progress: Progress, on_progress: Callable[
         note(desk, progress, batch, refused)
         on_progress()
         desk.share_max.check(progress.refused, progress.read, _example(refused))
+    on_progress()  # only now the file has ended
 
 
 def _example(refused: list[Told]) -> Refused | None:

@@ -19,6 +19,7 @@ import orjson
 Row = Mapping[str, Any]
 
 CSV_FIELD_CHARACTERS_MAX = 1_000_000
+_UNREADABLE = (csv.Error, EOFError, gzip.BadGzipFile, zlib.error)
 PARQUET_ROWS = 10_000
 """Read at once; a row group may be larger than memory."""
 
@@ -54,6 +55,23 @@ class File:
         self.total = path.stat().st_size
         self.position = 0
 
+    def header(self) -> list[str] | None:
+        """Return the columns that all lines have; None: each has its own, or an empty file none.
+
+        Raises:
+            Unreadable
+        """
+        if self._ending == ".parquet":
+            with self._parquet_file() as file:
+                return list(file.schema_arrow.names)
+        if self._ending == ".csv":
+            csv.field_size_limit(CSV_FIELD_CHARACTERS_MAX)
+            try:
+                return next(csv.reader(self._texts()), None)
+            except _UNREADABLE as error:
+                raise Unreadable(f"The header of {self.path.name} cannot be read: {error}") from None
+        return None
+
     def lines(self, after: int = 0) -> Iterator[Line]:
         """Yield the lines after one, which are those after it the last time too.
 
@@ -66,7 +84,7 @@ class File:
                 last = line.number
                 if last > after:
                     yield line
-        except (csv.Error, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        except _UNREADABLE as error:
             raise Unreadable(f"{self.path.name} cannot be read after line {last}: {error}") from None
 
     def _texts(self) -> Iterator[str]:
@@ -131,6 +149,16 @@ class File:
             yield Line(number, row, original, wrong)
 
     def _parquet(self) -> Iterator[Line]:
+        self.position = 0
+        with self._parquet_file() as file:
+            self.total = file.metadata.num_rows
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    self.position += 1
+                    yield Line(self.position, row, orjson.dumps(row, default=str).decode())
+
+    @contextmanager
+    def _parquet_file(self) -> Iterator[Any]:
         try:
             import pyarrow as pa  # noqa: PLC0415  # an extra; CSV and NDJSON need none of it
             import pyarrow.parquet as pq  # noqa: PLC0415
@@ -140,11 +168,7 @@ class File:
             ) from None
         try:
             with pq.ParquetFile(self.path) as file:
-                self.total, self.position = file.metadata.num_rows, 0
-                for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-                    for row in batch.to_pylist():
-                        self.position += 1
-                        yield Line(self.position, row, orjson.dumps(row, default=str).decode())
+                yield file
         except (pa.ArrowException, OSError) as error:
             raise Unreadable(f"{self.path.name} cannot be read after row {self.position}: {error}") from None
 

@@ -14,7 +14,6 @@ A mapping is TOML. Under `[fields]` each field is told where it comes from:
 Fields nest as they do in JSON, by dots, tables and lists. Without a mapping each column is the field of its name.
 """
 
-import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,13 +24,11 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from drm_ingest.errors import json_pointer
+from drm_ingest.exchange.fit import LINE, columns_of, in_braces, meant, no_column
 
 SOURCES = ("column", "constant", "template")
 TYPES = ("text", "integer", "number", "boolean", "time", "json")
-LINE = "#line"
-"""The column that no file has: the number of the line."""
 _TRUE, _FALSE = {"true", "t", "yes", "y", "1"}, {"false", "f", "no", "n", "0"}
-_in_braces = re.compile(r"\{([^{}]*)\}")
 
 _ABSENT = object()
 Read = Callable[[Mapping[str, Any]], Any]
@@ -60,8 +57,10 @@ class Times:
 class Columns:
     """Makes fields of the columns of a line."""
 
-    def __init__(self, read: Read, text: str) -> None:
+    def __init__(self, read: Read, text: str, named: dict[str, str] | None = None) -> None:
         self.fields = read
+        self.named = named or {}
+        """The columns it reads, each with the pointer of a field."""
         self.text = text
         """What it was made of: another text is another import."""
         self.wants_line = LINE in text
@@ -81,7 +80,8 @@ class Columns:
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise BadMapping(f"{path}: {error}") from None
         if unknown := document.keys() - {"fields", "times", "absent"}:
-            raise BadMapping(f"{path}: {', '.join(sorted(unknown))} is unknown; there are fields, times and absent")
+            wrong = ", ".join(name + meant(name, ("fields", "times", "absent")) for name in sorted(unknown))
+            raise BadMapping(f"{path}: {wrong} is unknown; there are fields, times and absent")
         try:
             times = Times(**document.get("times", {}))
         except TypeError:
@@ -90,7 +90,7 @@ class Columns:
         fields = document.get("fields")
         if not isinstance(fields, dict) or not fields:
             raise BadMapping(f"{path}: [fields] says which field comes from which column; it is missing")
-        return cls(_reader(fields, (), times, absent), text)
+        return cls(_reader(fields, (), times, absent), text, columns_of(fields))
 
 
 def _reader(told: Any, steps: tuple[object, ...], times: Times, absent: frozenset[Any]) -> Read:
@@ -122,7 +122,8 @@ def _reader(told: Any, steps: tuple[object, ...], times: Times, absent: frozense
 def _value(told: Mapping[str, Any], where: str, times: Times, absent: frozenset[Any]) -> Read:
     known = {*SOURCES, "type", "format", "zone", "scale", "values"}
     if unknown := told.keys() - known:
-        raise BadMapping(f"{where}: {', '.join(sorted(unknown))} is unknown; there are {', '.join(sorted(known))}")
+        wrong = ", ".join(name + meant(name, known) for name in sorted(unknown))
+        raise BadMapping(f"{where}: {wrong} is unknown; there are {', '.join(sorted(known))}")
     if sum(source in told for source in SOURCES) > 1:
         raise BadMapping(f"{where}: name one of {', '.join(SOURCES)}")
     if "constant" in told:
@@ -156,7 +157,7 @@ def _column(name: Any, where: str, absent: frozenset[Any]) -> Read:
 
     def read(row: Mapping[str, Any]) -> Any:
         if name not in row:
-            raise Unmappable(where, f"There is no column {name!r}; there are {', '.join(map(str, row))[:200]}.")
+            raise Unmappable(where, no_column(name, row))
         value = row[name]
         return _ABSENT if value is None or (isinstance(value, str) and value.strip() in absent) else value
 
@@ -164,15 +165,15 @@ def _column(name: Any, where: str, absent: frozenset[Any]) -> Read:
 
 
 def _template(template: Any, where: str, absent: frozenset[Any]) -> Read:
-    if not isinstance(template, str) or not _in_braces.search(template):
+    if not isinstance(template, str) or not in_braces.search(template):
         raise BadMapping(f"{where}: a template names columns in braces, as in party:crm:{{Customer}}")
-    columns = {name: _column(name, where, absent) for name in _in_braces.findall(template)}
+    columns = {name: _column(name, where, absent) for name in in_braces.findall(template)}
 
     def read(row: Mapping[str, Any]) -> Any:
         values = {name: column(row) for name, column in columns.items()}
         if _ABSENT in values.values():
             return _ABSENT
-        return _in_braces.sub(lambda found: str(values[found[1]]).strip(), template)
+        return in_braces.sub(lambda found: str(values[found[1]]).strip(), template)
 
     return read
 
@@ -180,7 +181,7 @@ def _template(template: Any, where: str, absent: frozenset[Any]) -> Read:
 def _converter(told: Mapping[str, Any], where: str, times: Times) -> Callable[[Any], Any]:
     type_ = told.get("type", "time" if {"format", "zone"} & told.keys() else None)
     if type_ not in (None, *TYPES):
-        raise BadMapping(f"{where}: there is no type {type_!r}; there are {', '.join(TYPES)}")
+        raise BadMapping(f"{where}: there is no type {type_!r}{meant(str(type_), TYPES)}; there are {', '.join(TYPES)}")
     if type_ == "time":
         try:
             zone = ZoneInfo(told.get("zone", times.zone))

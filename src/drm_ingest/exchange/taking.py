@@ -10,8 +10,9 @@ from typing import Any, Literal, Protocol, TypeVar
 import asyncpg
 
 from drm_ingest.exchange.checkpoint import Checkpoint, Progress
+from drm_ingest.exchange.fit import LINE
 from drm_ingest.exchange.lines import File, Line, Unreadable
-from drm_ingest.exchange.mapping import LINE, Columns, Unmappable
+from drm_ingest.exchange.mapping import Columns, Unmappable
 from drm_ingest.exchange.refused import ErrorFile, LineCode, Refused, ShareMax, Stopped
 from drm_ingest.postgres.bulk_parties import Meanwhile
 from drm_ingest.postgres.pool import PASSING
@@ -113,6 +114,7 @@ async def take(
                     setattr(progress, one, getattr(progress, one) + 1)
             note(desk, progress, batch, refused)
             on_progress()
+        on_progress()  # only now the file has ended
     finally:
         await asyncio.wait([reading])  # a thread cannot be stopped
         if not reading.cancelled():
