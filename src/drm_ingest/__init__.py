@@ -31,9 +31,10 @@ was refused.
 
 Other systems **exchange** files with it: `cli.py` has the commands, and `command.py` imports one. `lines.py` reads it,
 `mapping.py` makes fields of its columns (`fit.py` sees that they are there), and `taking.py` takes them, many in a
-transaction, noting in `checkpoint.py` how far it is; what is not taken is kept with its reason (`refused.py`, `fields.py`). A line is one of `parties.py`,
-`devices.py`, `relationships.py` or `events.py`; events go to the edge like live ones, in a lane that yields to them
-(`pace.py`). `export.py` writes all of it out again, into the files of `parquet.py`.
+transaction, noting in `checkpoint.py` how far it is; what is not taken is kept with its reason (`refused.py`,
+`fields.py`). A line is one of `parties.py`, `devices.py`, `relationships.py` or `events.py`; events go to the edge like
+live ones, in a lane that yields to them (`pace.py`). `export.py` writes all of it out again, into the files of
+`parquet.py`.
 
 **Kafka** keeps it. `topics.py` names the topics: the ingress topic holds the event's own bytes, with the facts of its
 receipt (`event.py`) in headers. `writer.py` appends it to a batch (`batch.py`) of the partition that its subject hashes
