@@ -866,6 +866,14 @@ CREATE INDEX device_replacement_by_before ON public.device_replacement USING btr
 
 CREATE INDEX device_replacement_device ON public.device_replacement USING btree (device) WHERE upper_inf(recorded);
 
+CREATE INDEX event_occurred_at ON ONLY public.event USING btree (occurred_at);
+
+CREATE INDEX event_default_occurred_at_idx ON public.event_default USING btree (occurred_at);
+
+CREATE INDEX event_rare_occurred_at ON ONLY public.event USING btree (occurred_at) WHERE (type = ANY (ARRAY['device.fault'::text, 'feedback.rating'::text, 'support.contact'::text]));
+
+CREATE INDEX event_default_occurred_at_idx1 ON public.event_default USING btree (occurred_at) WHERE (type = ANY (ARRAY['device.fault'::text, 'feedback.rating'::text, 'support.contact'::text]));
+
 CREATE INDEX event_recorded_at ON ONLY public.event USING brin (recorded_at) WITH (pages_per_range='32', autosummarize='on');
 
 CREATE INDEX event_default_recorded_at_idx ON public.event_default USING brin (recorded_at) WITH (pages_per_range='32', autosummarize='on');
@@ -930,6 +938,8 @@ CREATE INDEX relationship_party_since ON public.relationship USING btree (party,
 
 CREATE INDEX relationship_party_subject ON public.relationship USING btree (party, subject) WHERE upper_inf(recorded);
 
+CREATE INDEX relationship_party_until ON public.relationship USING btree (party, upper(valid)) WHERE upper_inf(recorded);
+
 CREATE INDEX relationship_subject ON public.relationship USING btree (subject, lower(recorded)) WHERE upper_inf(recorded);
 
 CREATE INDEX relationship_subject_before ON public.relationship USING btree (subject, upper(recorded)) WHERE (NOT upper_inf(recorded));
@@ -937,6 +947,10 @@ CREATE INDEX relationship_subject_before ON public.relationship USING btree (sub
 CREATE INDEX sender_key_sender ON public.sender_key USING btree (sender);
 
 CREATE INDEX subject_day_rare ON public.subject_day USING btree (subject, type, day) WHERE (type = ANY (ARRAY['device.fault'::text, 'feedback.rating'::text, 'support.contact'::text]));
+
+ALTER INDEX public.event_occurred_at ATTACH PARTITION public.event_default_occurred_at_idx;
+
+ALTER INDEX public.event_rare_occurred_at ATTACH PARTITION public.event_default_occurred_at_idx1;
 
 ALTER INDEX public.event_recorded_at ATTACH PARTITION public.event_default_recorded_at_idx;
 

@@ -5,8 +5,10 @@ import json
 import os
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from random import Random
+from time import monotonic
 from typing import Any
 from uuid import UUID
 
@@ -14,13 +16,15 @@ import asyncpg
 import httpx
 import pytest
 from tests.integration.conftest import Attach, Sent
-from tests.integration.test_records import DAY, HOUR, INSTANT, NOON, get, holds, party
+from tests.integration.test_records import DAY, HOUR, INSTANT, NOON, get, holds, pages, party
 
 from drm_ingest.event import identity_key
-from drm_ingest.pipeline.attach.total import PLANNER
+from drm_ingest.metrics import Metrics
+from drm_ingest.pipeline.attach.total import PLANNER, Totaller
 from drm_ingest.postgres.totals.find import Sizes
 from drm_ingest.postgres.totals.horizon import Horizon
-from drm_ingest.postgres.totals.step import Done, Paces, step
+from drm_ingest.postgres.totals.step import Done, Paces, _step, step
+from drm_ingest.settings import Settings
 
 SIZES = Sizes(large=2, linked_max=20)
 PACES = Paces(sweep_s=3600, recount_s=3600, add_up_s=0)
@@ -49,12 +53,18 @@ class Keeper:
                 return
 
 
-@pytest.fixture
-async def keeper(database: str) -> AsyncIterator[Keeper]:
+@asynccontextmanager
+async def connected(database: str) -> AsyncIterator[asyncpg.Connection]:
     db = await asyncpg.connect(database, server_settings={"timezone": "UTC"})
     await db.execute(PLANNER)
-    yield Keeper(database, db)
+    yield db
     await db.close()
+
+
+@pytest.fixture
+async def keeper(database: str) -> AsyncIterator[Keeper]:
+    async with connected(database) as db:
+        yield Keeper(database, db)
 
 
 async def test_a_large_party_is_read_from_totals_that_tell_their_freshness(
@@ -260,6 +270,10 @@ class History:
             assert {name: one[name] for name in one if one[name] != other[name]} == {
                 name: other[name] for name in one if one[name] != other[name]
             }
+            for types in ([], ["device.fault", "relationship.begun"], ["device.status"], ["relationship.ended"]):
+                timeline = f"/v1/parties/{id_}/timeline"
+                told = await pages(self.admin, timeline, self.chance.randint(3, 40), type=types)
+                assert told == await pages(self.admin, timeline, 40, type=types, known_at=now.isoformat())
             from_totals += record["freshness"]["totals_through"] is not None
         return from_totals
 
@@ -301,3 +315,111 @@ async def test_totals_equal_what_they_are_totals_of_whatever_happens(
             await history.anything()
         from_totals += await history.compare()
     assert from_totals > 4
+
+
+# -- one after the other ----------------------------------------------------------------------------------------------
+
+
+async def vendor_of(admin: httpx.AsyncClient, devices: int) -> str:
+    volt = await party(admin, "Volt", "vendor")
+    for number in range(devices):
+        await holds(admin, volt, "sold_by", f"meter-{number}", NOON)
+    return volt
+
+
+async def test_who_dies_in_a_step_has_done_nothing(admin: httpx.AsyncClient, attach: Attach, keeper: Keeper) -> None:
+    volt = await vendor_of(admin, 3)
+    await keeper.catch_up()
+    for number in range(5):
+        await attach(*(Sent(f"meter-{n % 3}", f"e{number}-{n}", NOON + n * HOUR) for n in range(10)))
+        await holds(admin, volt, "sold_by", f"late-{number}", NOON)
+        dying = keeper.db.transaction(isolation="repeatable_read")
+        await dying.start()
+        done = await _step(keeper.db, keeper.horizon, SIZES, PACES)
+        assert done.compared or done.more
+        await dying.rollback()
+        await keeper.catch_up()
+        assert (await get(admin, f"/v1/parties/{volt}"))["events"] == 10 * (number + 1)
+
+
+async def test_two_keepers_count_nothing_twice(
+    admin: httpx.AsyncClient, attach: Attach, keeper: Keeper, database: str
+) -> None:
+    volt = await vendor_of(admin, 3)
+    async with connected(database) as db:
+        other = Horizon()
+        did = 0
+        for number in range(10):
+            await attach(*(Sent(f"meter-{n % 3}", f"e{number}-{n}", NOON + n * HOUR) for n in range(10)))
+            both = await asyncio.gather(
+                step(keeper.db, keeper.horizon, SIZES, PACES), step(db, other, SIZES, PACES),
+                step_of_a_third(database), return_exceptions=True,
+            )  # fmt: skip
+            assert not [done for done in both if isinstance(done, BaseException)]
+            did += sum(done is not None for done in both)
+        assert did >= 10  # one of them at least, each time
+    await keeper.catch_up()
+    record = await get(admin, f"/v1/parties/{volt}")
+    assert record["freshness"]["totals_through"] is not None
+    assert record["events"] == 100
+
+
+async def step_of_a_third(database: str) -> Done | None:
+    async with connected(database) as db:
+        return await step(db, Horizon(), SIZES, PACES)
+
+
+async def test_a_party_that_is_not_large_any_more_is_read_live(admin: httpx.AsyncClient, keeper: Keeper) -> None:
+    volt = await vendor_of(admin, 3)
+    await keeper.catch_up()
+    assert (await get(admin, f"/v1/parties/{volt}"))["freshness"]["totals_through"] is not None
+    for relation in (await get(admin, "/v1/relationships", party=volt))["items"]:
+        await admin.post(f"/v1/relationships/{relation['id']}/withdraw", json={"reason": "never"})
+    await keeper.catch_up(Paces(sweep_s=0, recount_s=3600, add_up_s=0))
+    assert (await get(admin, f"/v1/parties/{volt}"))["freshness"]["totals_through"] is None
+    assert await keeper.db.fetchval("select count(*) from large_party_span") == 0
+
+
+async def test_counting_anew_mends_what_is_wrong_and_tells_how_much(
+    admin: httpx.AsyncClient, attach: Attach, keeper: Keeper
+) -> None:
+    volt = await vendor_of(admin, 3)
+    await attach(*(Sent(f"meter-{n % 3}", f"e{n}", NOON + n * HOUR) for n in range(30)))
+    await keeper.catch_up()
+    await keeper.db.execute("update large_party_day set events = events + 7")
+    days = await keeper.db.fetchval("select count(*) from large_party_day")
+    assert (await get(admin, f"/v1/parties/{volt}"))["events"] == 30 + 7 * days
+    healed = 0
+    while not healed:
+        healed = (await keeper.step(Paces(sweep_s=3600, recount_s=0, add_up_s=0))).healed
+    assert healed == 7 * days
+    assert (await get(admin, f"/v1/parties/{volt}"))["events"] == 30
+
+
+async def test_a_change_of_10000_events_is_in_the_totals_within_5_seconds(
+    admin: httpx.AsyncClient, attach: Attach, serve_settings: Settings
+) -> None:
+    volt = await vendor_of(admin, 3)
+    await attach(*(Sent("meter-0", f"e{n}", NOON + n * timedelta(minutes=5)) for n in range(3000)))
+    await attach(*(Sent("meter-9", f"e{n}", NOON - n * timedelta(minutes=5)) for n in range(10_000)))
+    metrics = Metrics("attach")
+    totaller = Totaller(serve_settings.model_copy(update={"live_record_devices_max": 2}), metrics)
+    working = asyncio.create_task(totaller.work())
+    try:
+        async with asyncio.timeout(60):
+            while (await get(admin, f"/v1/parties/{volt}"))["freshness"]["totals_through"] is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        await holds(admin, volt, "sold_by", "meter-9", NOON - 100 * DAY)
+        began = monotonic()
+        async with asyncio.timeout(60):
+            while (record := await get(admin, f"/v1/parties/{volt}"))["events"] != 13_000:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert monotonic() - began < 5
+        assert record["freshness"]["totals_through"] is not None
+    finally:
+        working.cancel()
+        await asyncio.wait([working])
+    value = metrics.registry.get_sample_value
+    assert value("drm_totals_parties") == 1
+    assert (value("drm_totals_lag_seconds") or 0) < 5
+    assert value("drm_totals_healed_events_total") == 0

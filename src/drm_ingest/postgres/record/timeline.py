@@ -15,7 +15,8 @@ from msgspec import Meta
 
 from drm_ingest.postgres import links
 from drm_ingest.postgres.record.about import ABOUT, SPAN
-from drm_ingest.postgres.record.known import AT, NOW, RELATION, STARTED, View, holds
+from drm_ingest.postgres.record.known import AT, NOW, RELATION, STARTED, UNTIL, View, holds, kin
+from drm_ingest.postgres.record.rare import CONTACT, FAULT, RATING
 from drm_ingest.postgres.record.tally import WHOLE_SUBJECT
 
 BEGUN, ENDED = "relationship.begun", "relationship.ended"
@@ -37,6 +38,9 @@ _WINDOWS_DAYS = (1, 8, 64, 512)
 reading a page's worth from each of its devices is saved."""
 _WINDOWS_OF_TYPES_DAYS = (1, 8)
 """The same where types are asked for: then day counts lead to the events, and looking back far costs little."""
+
+_SCANNED = (2_000, 20_000)
+"""How many events to look through for a page of a large party, in turn: most are on its record, or a good share."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)  # what a clock that was never set tells; older than that is one page's work
 
@@ -74,7 +78,47 @@ async def of_party(db: asyncpg.Connection, party: UUID, wanted: Wanted) -> list[
     Rows are `_EVENT`, rank, roles (none for what is its own), and `relation`, JSON text, of a relation that began or
     ended. `found` in each is how many there were before `bytes_max` cut them.
     """
-    return await _page(db, await links.group(db, party, wanted.view.known_at), *party_sql(wanted), wanted)
+    group = await links.group(db, party, wanted.view.known_at)
+    # As we know it now; what we knew is not found by when it held.
+    if wanted.view.known_at is None and await db.fetchval(LARGE, group[0]):
+        if wanted.types and set(wanted.types) <= {BEGUN, ENDED}:
+            return await _page(db, group, *party_sql(wanted, large=True), wanted)
+        rows = await _of_large(db, group, wanted, _newest(wanted))
+        if rows is not None:
+            return rows
+    return await _page(db, group, *party_sql(wanted), wanted)
+
+
+LARGE = "select exists (select from large_party where party = $1 and built_at is not null)"
+
+
+async def _of_large(
+    db: asyncpg.Connection, group: Sequence[UUID], wanted: Wanted, newest: datetime
+) -> list[asyncpg.Record] | None:
+    """Look through the newest events of everybody for a page; None: it holds too few of this group's.
+
+    What is asked of each of very many devices otherwise takes long, however little there is to find.
+    """
+    statement, values = party_sql(wanted, large=True)
+    scanned_from = (
+        f"select occurred_at from event where occurred_at < $1 {_among(wanted.types)} "
+        "order by occurred_at desc offset $2 limit 1"
+    )
+    for events in _SCANNED:
+        since = await db.fetchval(scanned_from, newest, events)
+        if since is None or (wanted.since is not None and since < wanted.since):
+            since = wanted.since
+        rows: list[asyncpg.Record] = await db.fetch(statement, *wanted.view.of(group), since, *values)
+        if since == wanted.since or (rows and rows[0]["found"] >= wanted.limit):
+            return rows
+    return None
+
+
+def _among(types: Sequence[str]) -> str:
+    """Return what holds of all events of these types, as an index has it that holds only rare ones."""
+    rare = {FAULT, RATING, CONTACT}
+    listed = f"'{FAULT}', '{RATING}', '{CONTACT}'"
+    return f"and type in ({listed})" if types and set(types) - {BEGUN, ENDED} <= rare else ""
 
 
 async def of_subject(db: asyncpg.Connection, subject: str, wanted: Wanted) -> list[asyncpg.Record]:
@@ -82,11 +126,17 @@ async def of_subject(db: asyncpg.Connection, subject: str, wanted: Wanted) -> li
     return await _page(db, subject, *subject_sql(wanted), wanted)
 
 
-def party_sql(wanted: Wanted) -> tuple[str, list[object]]:
+def _newest(wanted: Wanted) -> datetime:
+    bounds = (datetime.now(UTC), wanted.until, wanted.view.as_of, wanted.after and wanted.after.occurred_at)
+    return min(time for time in bounds if time) + _INSTANT
+
+
+def party_sql(wanted: Wanted, *, large: bool = False) -> tuple[str, list[object]]:
     """Return the statement of a timeline and its parameters from $5 on; $4 is how far back it reaches."""
     with_events = not wanted.types or set(wanted.types) - {BEGUN, ENDED}
     with_changes = not wanted.types or set(wanted.types) & {BEGUN, ENDED}
-    return _page_sql(f"recursive {ABOUT}, {SPAN}", _ROLES, wanted, bool(with_events), bool(with_changes))
+    span = f"recursive {_about_recent(wanted.types)}, {SPAN}" if large else f"recursive {ABOUT}, {SPAN}"
+    return _page_sql(span, _ROLES, wanted, bool(with_events), bool(with_changes), large=large)
 
 
 def subject_sql(wanted: Wanted) -> tuple[str, list[object]]:
@@ -99,6 +149,39 @@ _ROLES = f"""case when page.relation is not null then array[page.relation ->> 'r
     where subject = any (page.relation_subjects) and party = any ($1::uuid[]) and {holds("page.occurred_at")}
     order by role
 ) end"""
+
+
+# Of recent events only: what is said of parties (few), and whose record that is on; record/about.py the other way
+# round. What devices tell is looked at one by one, newest first, until there is a page of it.
+def _about_recent(types: Sequence[str]) -> str:
+    return f"""
+recent as materialized (
+    select {_EVENT} from event
+    where occurred_at >= coalesce($4::timestamptz, '-infinity')
+      and occurred_at < least($5::timestamptz, upper({UNTIL}), 'infinity') and starts_with(subject, 'party:')
+      {_among(types)}
+),
+named (subject, party) as materialized (
+    select subject, case when subject !~ '^party:[^:]*$' then (
+               select party from party_ref
+               where namespace = split_part(substr(subject, 7), ':', 1) collate "default"
+                 and ref = substr(subject, 8 + length(split_part(substr(subject, 7), ':', 1))) collate "default")
+           when subject ~ '^party:[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}$' then substr(subject, 7)::uuid end
+    from (select distinct subject from recent) as told
+),
+known_party as (select distinct party from named where party is not null),
+{kin("known_party")},
+about (subject, relation_subject, valid) as (
+    select named.subject, relation.subject, relation.valid * {UNTIL}
+    from named join kin using (party) cross join lateral (
+        select subject, valid from {RELATION} as relation
+        where subject = 'party:' || kin.same and party = any ($1::uuid[]) and subject_party <> all ($1::uuid[])
+          and {STARTED} offset 0
+    ) as relation
+    union all
+    select subject, null, {UNTIL} from named where party = any ($1::uuid[])
+)"""
+
 
 # Ends that are known beforehand have not happened yet.
 _CHANGES = f"""
@@ -119,13 +202,47 @@ change as (
 )"""
 
 
+# The same where a party has very many relations: by when they began and ended, along an index each.
+_CHANGES_OF_LARGE = f"""
+changed as (
+    select lower(valid) as at, 1 as rank, '{BEGUN}' as type, relation.*
+    from unnest($1::uuid[]) as own (id) cross join lateral (
+        select * from relationship
+        where party = own.id and upper_inf(recorded) and lower(valid) >= coalesce($4::timestamptz, '-infinity')
+          and lower(valid) < least($5::timestamptz, 'infinity') and lower(valid) <= {AT}
+          and (subject_party is null or subject_party <> all ($1::uuid[]))
+    ) as relation
+    union all
+    select upper(valid), 0, '{ENDED}', relation.*
+    from unnest($1::uuid[]) as own (id) cross join lateral (
+        select * from relationship
+        where party = own.id and upper_inf(recorded) and upper(valid) >= coalesce($4::timestamptz, '-infinity')
+          and upper(valid) < least($5::timestamptz, 'infinity') and upper(valid) <= {AT}
+          and (subject_party is null or subject_party <> all ($1::uuid[]))
+    ) as relation
+    union all
+    select change.at, change.rank, change.type, relation.*
+    from (
+        select * from relationship
+        where subject = any (array(select 'party:' || id from unnest($1::uuid[]) as own (id)))
+          and upper_inf(recorded) and party <> all ($1::uuid[])
+    ) as relation
+    cross join lateral (values
+        (lower(valid), 1, '{BEGUN}'), (upper(valid), 0, '{ENDED}')
+    ) as change (at, rank, type)
+),
+change as (
+    select at as occurred_at, changed.* from changed
+    where {STARTED} and at <= {AT}
+)"""
+
+
 async def _page(
     db: asyncpg.Connection, of: Sequence[UUID] | str, statement: str, values: list[object], wanted: Wanted
 ) -> list[asyncpg.Record]:
     rows: list[asyncpg.Record]
     view = (of, wanted.view.as_of, wanted.view.known_at)
-    bounds = (datetime.now(UTC), wanted.until, wanted.view.as_of, wanted.after and wanted.after.occurred_at)
-    newest = min(time for time in bounds if time)
+    newest = _newest(wanted)
     for days in _WINDOWS_OF_TYPES_DAYS if wanted.types else _WINDOWS_DAYS:
         if newest - _EPOCH < timedelta(days=days):
             break
@@ -139,7 +256,9 @@ async def _page(
     return rows
 
 
-def _page_sql(span: str, roles: str, wanted: Wanted, with_events: bool, with_changes: bool) -> tuple[str, list[object]]:
+def _page_sql(
+    span: str, roles: str, wanted: Wanted, with_events: bool, with_changes: bool, *, large: bool = False
+) -> tuple[str, list[object]]:
     until, after = wanted.until, wanted.after
     if after is not None:
         until = min(time for time in (until, after.occurred_at + _INSTANT) if time)
@@ -160,14 +279,15 @@ def _page_sql(span: str, roles: str, wanted: Wanted, with_events: bool, with_cha
                 f"and (occurred_at, subject, source, id) < ({', '.join(map(parameter, last))})"
                 if after.rank == EVENT_RANK else f"and occurred_at < {parameter(after.occurred_at)}"
             )  # fmt: skip
-        kinds.append(_events(types, before))
+        kinds.append(_events_of_large(types, _among(wanted.types) + before) if large else _events(types, before))
     if with_changes:
         before = ""
         if after is not None:
             place = (after.occurred_at, after.rank, after.subject, after.source, after.id)
             before = f"and (occurred_at, rank, subject, source, id) < ({', '.join(map(parameter, place))})"
         kinds.append(_changes(types, before))
-    statement = f"""with {span} {"," + _CHANGES if with_changes else ""}
+    changes = f", {_CHANGES_OF_LARGE if large else _CHANGES}" if with_changes else ""
+    statement = f"""with {span} {changes}
         select page.*, {roles} as roles
         from (
             select merged.*, count(*) over () as found, sum(pg_column_size(data)) over (
@@ -208,6 +328,29 @@ def _events(types: str | None, before: str) -> str:
             {_EVENTS_IN_ORDER} limit $6
         ) as found
         {_EVENTS_IN_ORDER} limit $6
+    )"""
+
+
+def _events_of_large(types: str | None, before: str) -> str:
+    wanted = f"""{f"and type = any ({types}::text[])" if types else ""} {before}
+                 {_EVENTS_IN_ORDER} limit $6"""
+    return f"""(
+        select {_EVENT}, {EVENT_RANK} as rank, array[subject] as relation_subjects, null::jsonb as relation
+        from event cross join lateral (
+            select from unnest($1::uuid[]) as own (id) cross join lateral (
+                select valid from relationship
+                where party = own.id and subject = event.subject and upper_inf(recorded) offset 0
+            ) as relation
+            where {STARTED} and {holds("event.occurred_at")}
+            limit 1
+        ) as held
+        where occurred_at >= coalesce($4::timestamptz, '-infinity')
+          and occurred_at < least($5::timestamptz, upper({UNTIL}), 'infinity') and not starts_with(subject, 'party:')
+          {wanted}
+    ) union all (
+        select recent.*, {EVENT_RANK}, span.relation_subjects, null::jsonb
+        from recent join span using (subject)
+        where coalesce(occurred_at >= span.starts, true) and coalesce(occurred_at < span.ends, true) {wanted}
     )"""
 
 
