@@ -452,34 +452,38 @@ class World:
         )  # fmt: skip
         changed = [v.says for v in before] != [v.says for v in self.model.open()]
         assert not changed or rows
+        links = [row for row in rows if row["change"] in ("linked", "unlinked")]
+        if links and not alone:
+            return  # whose record a relation moved it onto depends on which came first
         names = {called: name for name, called in self.called.items()}
-        moves: dict[tuple[str, frozenset[str]], list[tuple[int, Version]]] = {}
+        moves: dict[tuple[frozenset[str], frozenset[str]], list[tuple[int, Version]]] = {}
         for row in rows:
             subject, who = names[row["subject"]], names[f"party:{row['party']}"]
-            linking = row["change"] in ("linked", "unlinked")
-            range_ = Version(None, subject, "", who, None, row["starts"], row["ends"])
-            inside = [[e.sent.type for e in known if e.on == subject and range_.at(e.sent.at)]
+            about, range_ = self._same(subject), Version(None, subject, "", who, None, row["starts"], row["ends"])
+            inside = [[e.sent.type for e in known if e.on in about and range_.at(e.sent.at)]
                       for known in (self.model.events[:happened], self.model.events)]  # fmt: skip
-            if linking:
+            if row in links:
                 inside = [self._joint(who, subject, known) for known in (happened, len(self.model.events))]
             elif row["direction"]:
                 moved = (1 if row["direction"] == "gained" else -1, range_)
-                moves.setdefault((subject, frozenset(self.model.group(who))), []).append(moved)
-            if row["direction"] or (linking and alone):
+                moves.setdefault((about, self._same(who)), []).append(moved)
+            if row in links or row["direction"]:
                 types = Counter(json.loads(row["types"] or "{}"))
-                assert not alone or Counter(inside[0]) <= types <= Counter(inside[1]), row
+                assert Counter(inside[0]) <= types <= Counter(inside[1]), row
                 told[f"{row['change']} {row['direction']}"] += 1
-        groups = {frozenset(self.model.group(who)) for who in KINDS}
-        for subject in self.called:
-            for group in groups:
+        for about in {self._same(subject) for subject in self.called}:
+            for group in {self._same(who) for who in KINDS} - {about}:
                 was, is_ = (
-                    [v for v in known if v.subject == subject and v.party in group]
+                    [v for v in known if v.subject in about and v.party in group]
                     for known in (before, self.model.open())
                 )
-                moved_ = moves.get((subject, group), [])
                 for at in {EVER, *TIMES, FUTURE, *(b for v in (*was, *is_) for b in (v.start, v.end) if b)}:
-                    net = sum(sign for sign, range_ in moved_ if range_.at(at))
-                    assert net == any(v.at(at) for v in is_) - any(v.at(at) for v in was), (subject, group, at, moved_)
+                    net = sum(sign for sign, range_ in moves.get((about, group), ()) if range_.at(at))
+                    assert net == any(v.at(at) for v in is_) - any(v.at(at) for v in was), (about, group, at, moves)
+        assert not any(about == group for about, group in moves)
+
+    def _same(self, on: str) -> frozenset[str]:
+        return frozenset(self.model.group(on) if on in KINDS else {on})
 
     async def _see_hand_over(self, done: dict[str, Any], before: Sequence[Version], kind: str) -> None:
         """Neither sees what was the other's: but a vendor sees what it sold."""

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections import Counter
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any
 from uuid import UUID
 
@@ -283,3 +284,57 @@ async def test_what_is_said_of_one_is_on_the_record_of_who_serves_the_other(
     assert (await get(admin, f"/v1/parties/{volt}"))["events"] == 0
     fate = await get(admin, "/v1/events", subject="party:crm:2", id="e0", source="s")
     assert [(on["party"], on["roles"]) for on in fate["attached_to"]] == [(same, ["self"])]
+
+
+async def test_a_relation_to_one_of_linked_parties_moves_what_is_about_all_of_them(
+    admin: httpx.AsyncClient, attach: Attach, db: asyncpg.Connection
+) -> None:
+    volt, ada, same = await party(admin, "Volt", "vendor"), await party(admin, crm="1"), await party(admin, crm="2")
+    await attach(*(Sent(f"party:crm:{n}", f"e{n}", NOON, "commerce.purchase") for n in (1, 2)))
+    await link(admin, ada, same)
+    moved = "select direction, events from relationship_move where party = $1::uuid order by number"
+    await holds(admin, volt, "buys_from", f"party:{ada}", NOON - DAY)
+    assert (await get(admin, f"/v1/parties/{volt}"))["events"] == 2
+    assert [tuple(row) for row in await db.fetch(moved, volt)] == [("gained", 2)]
+    # What is there by the one relation does not come once more by the other.
+    await holds(admin, volt, "buys_from", f"party:{same}", NOON - DAY)
+    assert [tuple(row) for row in await db.fetch(moved, volt)] == [("gained", 2)]
+    for relation in (await get(admin, "/v1/relationships", party=volt))["items"]:
+        assert (await admin.post(f"/v1/relationships/{relation['id']}/withdraw", json={})).status_code == 200
+    assert [tuple(row) for row in await db.fetch(moved, volt)] == [("gained", 2), ("lost", 2)]
+
+
+async def test_a_relation_between_two_that_are_linked_moves_nothing(
+    admin: httpx.AsyncClient, attach: Attach, db: asyncpg.Connection
+) -> None:
+    one, other = await party(admin, "Parts", "supplier", crm="1"), await party(admin, "Nuts", "supplier")
+    await attach(Sent("party:crm:1", "e", NOON, "support.contact"))
+    await link(admin, one, other)
+    moves = await db.fetchval("select count(*) from relationship_move")
+    await holds(admin, other, "supplies", f"party:{one}", NOON - DAY)
+    assert await db.fetchval("select count(*) from relationship_move") == moves
+
+
+async def test_what_a_link_moves_is_counted_at_one_time_though_events_arrive(
+    admin: httpx.AsyncClient, attach: Attach, db: asyncpg.Connection
+) -> None:
+    ada, bo = await party(admin, "Ada"), await party(admin, "Bo")
+    await holds(admin, ada, "owner", "meter-1")
+    await holds(admin, bo, "owner", "meter-2")
+    await attach(*(Sent("meter-2", f"e{n}", NOON) for n in range(5)))
+    linking = asyncio.Event()
+
+    async def arrive() -> None:
+        arrived = count()
+        while not linking.is_set():
+            await attach(*(Sent("meter-1", f"e{next(arrived)}", NOON) for _ in range(3)))
+
+    async with asyncio.TaskGroup() as at_once:
+        at_once.create_task(arrive())
+        for _ in range(15):
+            await link(admin, ada, bo)
+            await unlink(admin, ada, bo)
+        linking.set()
+    moved = await db.fetch("select direction, events from relationship_move where party = $1::uuid and starts is null "
+                           "and ends is null and events > 0", ada)  # fmt: skip
+    assert Counter(tuple(row) for row in moved) == {("gained", 5): 15, ("lost", 5): 15}

@@ -131,7 +131,9 @@ async def _moved(db: asyncpg.Connection, fresh: Sequence[Fresh]) -> list[tuple[i
     moved = []
     for row in rows:
         counts = (
-            await moves.counted(db, row["subject"], row["starts"], row["ends"]) if row["subject"] in with_events else {}
+            await moves.counted(db, [row["subject"]], row["starts"], row["ends"])
+            if row["subject"] in with_events
+            else {}
         )
         moved.append((row["line"], moves.Move(fresh[row["line"]].party, "gained", row["starts"], row["ends"], counts)))
     return moved

@@ -142,8 +142,8 @@ async def note(
     instead_of: asyncpg.Record | None = None,
 ) -> None:
     """Write down a change, with what it moved since the party held the subject at `before`."""
-    after = await moves.held_still(db, row["subject"], before.parties)
-    moved = await moves.between(db, row["subject"], row["party"], before, after)
+    after = await moves.held_still(db, before)
+    moved = await moves.between(db, row["party"], before, after)
     detail = {
         "valid_from": row["valid_from"],
         "valid_to": row["valid_to"],

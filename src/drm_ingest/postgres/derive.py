@@ -145,10 +145,8 @@ async def _count(
         else:
             held[change.id] = (change.wanted.party, change.wanted.starts, change.wanted.ends)
         after = await _union(db, [each for each in held.values() if each[0] in same])
-        party = sorted(same)
-        counted.append(
-            await moves.between(db, subject, change.party, moves.Held(party, before), moves.Held(party, after))
-        )
+        was, is_ = (moves.Held([subject], sorted(same), ranges) for ranges in (before, after))
+        counted.append(await moves.between(db, change.party, was, is_))
     return counted
 
 

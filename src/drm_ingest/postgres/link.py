@@ -13,9 +13,10 @@ from uuid import UUID
 import asyncpg
 
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres import moves, records
+from drm_ingest.postgres import moves
 from drm_ingest.postgres.changes import write
 from drm_ingest.postgres.links import LINK, OPEN, group
+from drm_ingest.postgres.record import tally
 
 _LINKS = 0x64726D_6C696E6B  # "drm" "link": the advisory lock of whoever changes a link; two could join too many parties
 
@@ -122,6 +123,12 @@ async def unlink(db: asyncpg.Connection, claim: Claim, relations_counted_max: in
 
 _Difference = dict[str, int]
 
+# In one statement all three records see the same events, though some arrive meanwhile.
+_COUNTS = " union all ".join(
+    f"select {number} as record, type, events from ({tally.COUNTS.replace('$1', group)}) as of_{number}"
+    for number, group in enumerate(("$1", "$4", "$5"))
+)
+
 
 async def _differences(
     db: asyncpg.Connection, apart: Sequence[Sequence[UUID]], together: Sequence[UUID], relations_max: int
@@ -134,14 +141,13 @@ async def _differences(
     )  # fmt: skip
     if relations > relations_max:
         return [None for _ in apart]
-    joint = (await records.counts(db, together)).events_by_type
-    differences: list[_Difference | None] = []
-    for own in apart:
-        # Where another link joins them too, nothing moves.
-        mine = joint if own == together else (await records.counts(db, own)).events_by_type
-        more = {type_: count - mine.get(type_, 0) for type_, count in joint.items()}
-        differences.append({type_: count for type_, count in more.items() if count > 0})
-    return differences
+    counted: list[_Difference] = [{}, {}, {}]
+    for row in await db.fetch(_COUNTS, together, None, None, *apart):
+        counted[row["record"]][row["type"]] = row["events"]
+    joint, *own = counted
+    # Where another link joins them too, nothing moves.
+    more = [{type_: count - mine.get(type_, 0) for type_, count in joint.items()} for mine in own]
+    return [{type_: count for type_, count in each.items() if count > 0} for each in more]
 
 
 async def _note(

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import asyncpg
 
+from drm_ingest.event import PARTY_PREFIX
 from drm_ingest.postgres.links import group
 from drm_ingest.postgres.record.tally import TALLY
 
@@ -32,25 +33,35 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """When a party, or one that is linked with it, holds any role on a subject."""
+    """When a party, or one that is linked with it, holds any role on a subject, or on one that is linked with that."""
 
+    subjects: Sequence[str]
     parties: Sequence[UUID]
     ranges: Ranges
 
 
 async def held(db: asyncpg.Connection, subject: str, party: UUID) -> Held:
     """Return when a subject's events are on the record of a party, as is known now."""
-    return await held_still(db, subject, await group(db, party))
+    subjects = [subject]
+    if subject.startswith(PARTY_PREFIX):
+        subjects = [f"{PARTY_PREFIX}{same}" for same in await group(db, UUID(subject.removeprefix(PARTY_PREFIX)))]
+    return await _held(db, subjects, await group(db, party))
 
 
-async def held_still(db: asyncpg.Connection, subject: str, parties: Sequence[UUID]) -> Held:
-    """Return the same for those who shared the record before: whom another links meanwhile is a change of its own."""
+async def held_still(db: asyncpg.Connection, before: Held) -> Held:
+    """Return the same for those who shared a record before: whom another links meanwhile is a change of its own."""
+    return await _held(db, before.subjects, before.parties)
+
+
+async def _held(db: asyncpg.Connection, subjects: Sequence[str], parties: Sequence[UUID]) -> Held:
+    # A relation to oneself, now that they are linked, brings nothing.
     ranges: Ranges = await db.fetchval(
         "select coalesce(range_agg(valid), '{}') from relationship "
-        "where subject = $1 and party = any ($2::uuid[]) and upper_inf(recorded)",
-        subject, parties,
+        "where subject = any ($1::text[]) and party = any ($2::uuid[]) and upper_inf(recorded) "
+        "and (subject_party is null or subject_party <> all ($2))",
+        subjects, parties,
     )  # fmt: skip
-    return Held(parties, ranges)
+    return Held(subjects, parties, ranges)
 
 
 _DIFFERENCE = """
@@ -62,30 +73,31 @@ from (
 ) as moved
 order by lower(during) nulls first"""
 
-# What is said of a party is said under its id and under each of its references.
+# What is said of a party is said under its id and under each of its references, and those of whom it is linked with.
 _COUNT = f"""
 with span (subject, starts, ends) as (
     select name collate "C", $2::timestamptz, $3::timestamptz
     from (
-        select $1::text
+        select subject from unnest($1::text[]) as about (subject)
         union all
         select 'party:' || ref.namespace || ':' || ref.ref
-        from party_ref ref where ref.party = case when starts_with($1, 'party:') then substr($1, 7)::uuid end
+        from unnest($1::text[]) as about (subject)
+        join party_ref ref on ref.party = case when starts_with(subject, 'party:') then substr(subject, 7)::uuid end
     ) as called (name)
 ), {TALLY}
 select type, sum(events)::bigint as events from tally group by type order by type"""
 
 
-async def between(db: asyncpg.Connection, subject: str, party: UUID, before: Held, after: Held) -> list[Move]:
+async def between(db: asyncpg.Connection, party: UUID, before: Held, after: Held) -> list[Move]:
     """Return the moves that turn what a party held on a subject `before` into `after`, with their counts."""
     return [
-        Move(party, **row, types=await counted(db, subject, row["starts"], row["ends"]))
+        Move(party, **row, types=await counted(db, before.subjects, row["starts"], row["ends"]))
         for row in await db.fetch(_DIFFERENCE, before.ranges, after.ranges)
     ]
 
 
 async def counted(
-    db: asyncpg.Connection, subject: str, starts: datetime | None, ends: datetime | None
+    db: asyncpg.Connection, subjects: Sequence[str], starts: datetime | None, ends: datetime | None
 ) -> dict[str, int]:
-    """Return the events of a subject in [starts, ends), by type."""
-    return {row["type"]: row["events"] for row in await db.fetch(_COUNT, subject, starts, ends)}
+    """Return the events of subjects in [starts, ends), by type."""
+    return {row["type"]: row["events"] for row in await db.fetch(_COUNT, subjects, starts, ends)}
