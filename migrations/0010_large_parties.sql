@@ -67,6 +67,7 @@ create table large_party_part (
 );
 comment on table large_party_part is 'What a subject contributes to what is rare: open faults, answers, visits; replaced as a whole.';
 create index large_party_part_subject on large_party_part (large, subject);
+create index large_party_part_of on large_party_part (subject);
 create index large_party_part_part on large_party_part (large, part);
 
 create table totals_position (
@@ -79,6 +80,26 @@ create table totals_position (
 comment on table totals_position is 'How far the totals are: events recorded before `through`, changes up to `number`.';
 comment on column totals_position.swept_to is 'Up to which party it was looked for large ones; null: not at it.';
 insert into totals_position (through, number) values ('2000-01-01T00:00:00Z', 0);
+
+-- What is said under a reference is on the records of whose it is, so totals are told when one comes or goes of a party
+-- that stands in any relation. It is no business of who changes a reference, so this runs as the owner.
+create table large_party_renamed (subject text collate "C" not null);
+comment on table large_party_renamed is 'Names that have come to mean another party, or none, for the next step to look at.';
+create function note_renamed() returns trigger language plpgsql security definer set search_path = public, pg_temp as $$
+begin
+    if exists (select from large_party) then
+        insert into large_party_renamed (subject)
+        select 'party:' || namespace || ':' || ref from changed
+        where exists (select from relationship where relationship.party = changed.party and upper_inf(recorded))
+           or exists (select from relationship where subject = 'party:' || changed.party and upper_inf(recorded));
+    end if;
+    return null;
+end $$;
+revoke execute on function note_renamed from public;
+create trigger note_renamed_with after insert on party_ref referencing new table as changed
+    for each statement execute function note_renamed();
+create trigger note_renamed_without after delete on party_ref referencing old table as changed
+    for each statement execute function note_renamed();
 
 -- What was recorded since the last step is found by this: some pages for a month of events, and nothing that attach
 -- would notice.
@@ -101,6 +122,7 @@ create view rare_event as
 
 grant select, insert, update, delete on large_party, large_party_span, large_party_day, large_party_part,
     large_party_reached to drm_attach;
+grant select, delete on large_party_renamed to drm_attach;
 grant select, update on totals_position to drm_attach;
 grant select on rare_event to drm_attach, drm_serve;
 grant select (recorded_at) on event to drm_attach;

@@ -49,6 +49,20 @@ end $_$;
 
 COMMENT ON FUNCTION public.make_event_month(month timestamp with time zone) IS 'Make the partition of a month, with what the default partition has of it.';
 
+CREATE FUNCTION public.note_renamed() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+begin
+    if exists (select from large_party) then
+        insert into large_party_renamed (subject)
+        select 'party:' || namespace || ':' || ref from changed
+        where exists (select from relationship where relationship.party = changed.party and upper_inf(recorded))
+           or exists (select from relationship where subject = 'party:' || changed.party and upper_inf(recorded));
+    end if;
+    return null;
+end $$;
+
 CREATE FUNCTION public.tell_credentials() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -375,6 +389,12 @@ CREATE TABLE public.large_party_reached (
 COMMENT ON TABLE public.large_party_reached IS 'Of a vendor: which customer had which device that it sold, or bought without one (subject is the customer), and when.';
 
 COMMENT ON COLUMN public.large_party_reached.person IS 'The customer; of those that are linked the one made first.';
+
+CREATE TABLE public.large_party_renamed (
+    subject text NOT NULL COLLATE pg_catalog."C"
+);
+
+COMMENT ON TABLE public.large_party_renamed IS 'Names that have come to mean another party, or none, for the next step to look at.';
 
 CREATE TABLE public.large_party_span (
     large bigint NOT NULL,
@@ -900,6 +920,8 @@ CREATE UNIQUE INDEX large_party_built ON public.large_party USING btree (party) 
 
 CREATE INDEX large_party_members ON public.large_party USING gin (members);
 
+CREATE INDEX large_party_part_of ON public.large_party_part USING btree (subject);
+
 CREATE INDEX large_party_part_part ON public.large_party_part USING btree (large, part);
 
 CREATE INDEX large_party_part_subject ON public.large_party_part USING btree (large, subject);
@@ -963,6 +985,10 @@ CREATE TRIGGER derive_again_with AFTER INSERT ON public.party_ref REFERENCING NE
 CREATE TRIGGER derive_again_without AFTER DELETE ON public.party_ref REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION public.derive_again();
 
 CREATE TRIGGER fleet_key_tells AFTER INSERT OR DELETE OR UPDATE ON public.fleet_key FOR EACH STATEMENT EXECUTE FUNCTION public.tell_credentials();
+
+CREATE TRIGGER note_renamed_with AFTER INSERT ON public.party_ref REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION public.note_renamed();
+
+CREATE TRIGGER note_renamed_without AFTER DELETE ON public.party_ref REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION public.note_renamed();
 
 CREATE TRIGGER sender_key_tells AFTER INSERT OR DELETE OR UPDATE ON public.sender_key FOR EACH STATEMENT EXECUTE FUNCTION public.tell_credentials();
 

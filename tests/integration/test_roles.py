@@ -52,6 +52,7 @@ RIGHTS = {
     "large_party_day": {"attach": KEEP, "serve": READ},
     "large_party_part": {"attach": KEEP, "serve": READ},
     "large_party_reached": {"attach": KEEP, "serve": READ},
+    "large_party_renamed": {"attach": f"{READ} {REMOVE}"},
     "totals_position": {"attach": f"{READ} {CHANGE}", "serve": READ},
     "migration": dict.fromkeys(GROUPS, READ),
 }

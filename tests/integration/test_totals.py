@@ -181,6 +181,15 @@ class History:
         else:
             await self.admin.request("DELETE", f"/v1/parties/{one}/links/{other}", json={"reason": "not the same"})
 
+    async def rename(self) -> None:
+        """Let a reference mean another party, or none."""
+        shop = self.chance.choice(["s1", "s2", "s3"])
+        for who in ("ada", "bo", "cy", "volt"):
+            await self.admin.delete(f"/v1/parties/{self.ids[who]}/refs/shop:{shop}")
+        if self.chance.random() < 0.8:
+            who = self.chance.choice(["ada", "bo", "cy", "volt"])
+            await self.admin.post(f"/v1/parties/{self.ids[who]}/refs", json={"refs": {"shop": shop}})
+
     async def hand_over(self) -> None:
         one, other = self.chance.sample(["ada", "bo", "cy"], 2)
         told = {"from": self.ids[one], "to": self.ids[other], "at": self.chance.choice(MOMENTS).isoformat()}
@@ -199,7 +208,8 @@ class History:
         for _ in range(self.chance.randint(1, 12)):
             type_, data = self.chance.choice(DATA)
             on = self.chance.choice([*DEVICES, *DEVICES, *KINDS])
-            subject = on if on in DEVICES else self.chance.choice([f"party:crm:{on}", f"party:{self.ids[on]}"])
+            names = [f"party:crm:{on}", f"party:{self.ids.get(on)}", f"party:shop:s{self.chance.randint(1, 3)}"]
+            subject = on if on in DEVICES else self.chance.choice(names)
             at = self.chance.choice(MOMENTS) + self.chance.randint(0, 2) * INSTANT
             drawn.append(Sent(subject, f"e{len(self.sent) + len(drawn)}", at, type_, json.dumps(data)))
         self.sent += drawn
@@ -214,7 +224,9 @@ class History:
         other = await asyncpg.connect(self.keeper.dsn)
         async with other.transaction():
             await other.execute("select pg_current_xact_id()")  # as positions and identities are written first
-            for sent in self.events()[:3]:
+            before = len(self.sent)
+            self.events()
+            for sent in self.sent[before : before + 3]:
                 key = identity_key(sent.subject, sent.source, f"slow-{sent.id}")
                 await other.execute(
                     "insert into event_identity values ($1, $2, $3)", UUID(bytes=key), UUID(bytes=sent.hash), sent.at
@@ -247,7 +259,7 @@ class History:
         await asyncio.gather(self.keeper.step(), self.attach(*events), self.relate(), self.revise())
 
     async def anything(self) -> None:
-        does = [self.relate] * 8 + [self.revise] * 5 + [self.link, self.hand_over, self.replace]
+        does = [self.relate] * 8 + [self.revise] * 5 + [self.link, self.hand_over, self.replace, self.rename]
         does += [self.happen] * 3 + [self.happen_slowly] + [self.keep] * 4 + [self.keep_beside_others] * 2
         await self.chance.choice(does)()
 
@@ -325,6 +337,47 @@ async def vendor_of(admin: httpx.AsyncClient, devices: int) -> str:
     for number in range(devices):
         await holds(admin, volt, "sold_by", f"meter-{number}", NOON)
     return volt
+
+
+async def test_customers_that_are_taken_apart_say_nothing_for_each_other_any_more(
+    admin: httpx.AsyncClient, attach: Attach, keeper: Keeper
+) -> None:
+    volt, ada, bo = await vendor_of(admin, 3), await party(admin, "Ada"), await party(admin, "Bo")
+    await holds(admin, ada, "owner", "meter-0", NOON)
+    await attach(Sent(f"party:{bo}", "r1", NOON + HOUR, "feedback.rating", '{"scale": "csat", "score": 4}'))
+    for linked in (0, 1, 0):
+        if linked:
+            await admin.post(f"/v1/parties/{ada}/links", json={"party": bo, "reason": "same"})
+        else:
+            await admin.request("DELETE", f"/v1/parties/{ada}/links/{bo}", json={"reason": "not the same"})
+        await keeper.catch_up()
+        sales = (await get(admin, f"/v1/parties/{volt}"))["sales"]
+        assert sales["satisfaction"].get("csat", {}).get("answers", 0) == linked
+
+
+async def test_a_reference_that_comes_and_goes_takes_what_is_said_under_it_along(
+    admin: httpx.AsyncClient, attach: Attach, keeper: Keeper
+) -> None:
+    volt, ada = await vendor_of(admin, 3), await party(admin, "Ada", shop="a9")
+    relation = {"subject": f"party:{ada}", "role": "buys_from", "party": volt, "valid_from": NOON.isoformat()}
+    assert (await admin.post("/v1/relationships", json=relation)).status_code == 201
+    await attach(
+        Sent("party:crm:778", "r1", NOON + HOUR, "feedback.rating", '{"scale": "csat", "score": 4}'),
+        Sent("party:crm:779", "r2", NOON + HOUR, "feedback.rating", '{"scale": "csat", "score": 4}'),
+        Sent("meter-0", "m1", NOON + HOUR),
+    )
+    await keeper.catch_up()
+    for refs, said in (("778",), 1), (("778", "779"), 2), (("779",), 1), ((), 0):
+        there = (await get(admin, f"/v1/parties/{ada}"))["refs"].get("crm", [])
+        for ref in set(refs) - set(there):
+            assert (await admin.post(f"/v1/parties/{ada}/refs", json={"refs": {"crm": ref}})).is_success
+        for ref in set(there) - set(refs):
+            assert (await admin.delete(f"/v1/parties/{ada}/refs/crm:{ref}")).is_success
+        await keeper.catch_up()
+        record = await get(admin, f"/v1/parties/{volt}")
+        assert record["freshness"]["totals_through"] is not None
+        assert record["events"] == 1 + said
+        assert record["sales"]["satisfaction"].get("csat", {}).get("answers", 0) == said
 
 
 async def test_who_dies_in_a_step_has_done_nothing(admin: httpx.AsyncClient, attach: Attach, keeper: Keeper) -> None:

@@ -136,8 +136,10 @@ async def _step(db: asyncpg.Connection, horizon: Horizon, sizes: Sizes, paces: P
         found = await touched.changes(db, number, CHANGES_MAX)
         number, more = found.number, more or not found.all
         await _take_changes(db, found, parties, sizes)
-        for large, subject in await touched.due(db, SLICE_SUBJECTS):
-            parties[large].subjects.add(subject)
+        concerned = await touched.due(db, SLICE_SUBJECTS)
+        for large, subject in concerned + await touched.renamed(db, CHANGES_MAX):
+            if large in parties:
+                parties[large].subjects.add(subject)
         await _take_slices(db, parties)
     done = Done(until, 0.0)
     for party in parties.values():

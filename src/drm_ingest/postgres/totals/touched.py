@@ -141,3 +141,22 @@ from kin cross join lateral (
 async def held_by(db: asyncpg.Connection, names: Collection[str]) -> list[str]:
     """Return the devices that the parties among these names, and those linked to them, own or use, or did."""
     return [row["subject"] for row in await db.fetch(_HELD_BY, list(names))] if names else []
+
+
+_RENAMED = """
+delete from large_party_renamed where ctid = any (array(select ctid from large_party_renamed limit $1))
+returning subject"""
+_CONTRIBUTE = "select distinct large, subject from large_party_part where subject = any ($1::text[])"
+
+
+async def renamed(db: asyncpg.Connection, limit: int) -> list[tuple[int, str]]:
+    """Return what is concerned by names that mean another party by now; they are looked at with this."""
+    names = sorted({row["subject"] for row in await db.fetch(_RENAMED, limit)})
+    if not names:
+        return []
+    found = set(await concerned(db, names))
+    found |= {(row["large"], row["subject"]) for row in await db.fetch(_CONTRIBUTE, names)}
+    for large, subject in await sold_to(db, names):
+        found |= {(large, subject), *((large, name) for name in names)}
+    found |= set(await concerned(db, await held_by(db, names)))
+    return sorted(found)
