@@ -886,13 +886,13 @@ CREATE INDEX device_replacement_by_before ON public.device_replacement USING btr
 
 CREATE INDEX device_replacement_device ON public.device_replacement USING btree (device) WHERE upper_inf(recorded);
 
-CREATE INDEX event_occurred_at ON ONLY public.event USING btree (occurred_at);
+CREATE INDEX event_occurred_at ON ONLY public.event USING btree (occurred_at) WHERE (recorded_at > '-infinity'::timestamp with time zone);
 
-CREATE INDEX event_default_occurred_at_idx ON public.event_default USING btree (occurred_at);
+CREATE INDEX event_default_occurred_at_idx ON public.event_default USING btree (occurred_at) WHERE (recorded_at > '-infinity'::timestamp with time zone);
 
-CREATE INDEX event_rare_occurred_at ON ONLY public.event USING btree (occurred_at) WHERE (type = ANY (ARRAY['device.fault'::text, 'feedback.rating'::text, 'support.contact'::text]));
+CREATE INDEX event_rare_occurred_at ON ONLY public.event USING btree (occurred_at) WHERE ((type = ANY (ARRAY['device.fault'::text, 'feedback.rating'::text, 'support.contact'::text])) AND (recorded_at > '-infinity'::timestamp with time zone));
 
-CREATE INDEX event_default_occurred_at_idx1 ON public.event_default USING btree (occurred_at) WHERE (type = ANY (ARRAY['device.fault'::text, 'feedback.rating'::text, 'support.contact'::text]));
+CREATE INDEX event_default_occurred_at_idx1 ON public.event_default USING btree (occurred_at) WHERE ((type = ANY (ARRAY['device.fault'::text, 'feedback.rating'::text, 'support.contact'::text])) AND (recorded_at > '-infinity'::timestamp with time zone));
 
 CREATE INDEX event_recorded_at ON ONLY public.event USING brin (recorded_at) WITH (pages_per_range='32', autosummarize='on');
 

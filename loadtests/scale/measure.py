@@ -32,6 +32,9 @@ _LARGE = """
 select party.id, kind, count(*) as devices from relationship join party on party.id = party
 where upper_inf(recorded) and subject_party is null group by party.id, kind having count(*) > $1 order by 3 desc"""
 
+_COUNTS = """
+select (select count(*) from event_identity) as events, (select count(*) from relationship) as relations"""
+
 _UNBUILT = """
 select count(*) from unnest($1::uuid[]) as one (party) where not exists (
     select from large_party where one.party = any (members) and built_at is not null and shown is not null)"""
@@ -74,7 +77,7 @@ async def measure(
     reader = Reader(where)
     found = Found(Table("page", "read", "p50 ms", "p95 ms", "p99 ms"))
     try:
-        _tell_sizes(await db.fetch(_SIZES), world, console)
+        _tell_sizes(await db.fetch(_SIZES), await db.fetchrow(_COUNTS), console)
         large = {row["id"]: row for row in await db.fetch(_LARGE, Settings().live_record_devices_max)}
         with Load(where, rate, world.sizes.devices) as load, Progress(console=console, transient=True) as progress:
             await _built(db, large, found, console)
@@ -92,18 +95,18 @@ async def measure(
     return found.misses
 
 
-def _tell_sizes(rows: list[asyncpg.Record], world: World, console: Console) -> None:
+def _tell_sizes(rows: list[asyncpg.Record], counts: asyncpg.Record, console: Console) -> None:
     table = Table("bytes an event", "rows", "indexes", "in all")
     whole = 0
     for row in sorted(rows, key=lambda row: str(row["of"])):
         if row["of"] == "relationship":
-            each = (row["heap"] + row["indexes"]) / world.sizes.relations
+            each = (row["heap"] + row["indexes"]) / counts["relations"]
             console.print(f"a relation takes {each:.0f} bytes with its indexes")
             continue
-        of = [row["heap"] / world.sizes.events, row["indexes"] / world.sizes.events]
+        of = [row["heap"] / counts["events"], row["indexes"] / counts["events"]]
         whole += row["heap"] + row["indexes"]
         table.add_row(row["of"], *(f"{size:.0f}" for size in (*of, sum(of))))
-    table.add_row("in all", "", "", f"{whole / world.sizes.events:.0f}")
+    table.add_row("in all", "", "", f"{whole / counts['events']:.0f}")
     console.print(table)
 
 
