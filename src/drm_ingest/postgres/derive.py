@@ -68,40 +68,41 @@ async def make_equal(
 
     `cause` is who said last what changes them, and how: for those that are said no more.
     """
-    changes = _changes([row for row in open_ if row["derived"]], wanted)
-    if not changes:
+    changed = changes([row for row in open_ if row["derived"]], wanted)
+    if not changed:
         return 0
     # First all that goes, then all that comes: in between nothing excludes anything.
-    for change in changes:
+    for change in changed:
         if change.was is not None:
             await db.execute(
                 "update relationship set recorded = tstzrange(lower(recorded), $3) where id = $1 and version = $2",
                 change.was["id"], change.was["version"], recorded_at,
             )  # fmt: skip
-    for change in changes:
+    for change in changed:
         change.id = await _insert(db, subject, change, recorded_at)
-    counted = await _count(db, subject, open_, changes)
-    for change, moved in zip(changes, counted, strict=True):
+    counted = await _count(db, subject, open_, changed)
+    for change, moved in zip(changed, counted, strict=True):
         await _write(db, subject, change, moved, recorded_at, cause)
-    return len(changes)
+    return len(changed)
 
 
-def _changes(derived: Sequence[asyncpg.Record], wanted: Iterable[Wanted]) -> list[_Change]:
+def changes(derived: Sequence[asyncpg.Record], wanted: Iterable[Wanted]) -> list[_Change]:
     """Pair what is there with what should be: what is equal not at all, then by beginning, then in order."""
-    there: dict[tuple[str, UUID], list[asyncpg.Record]] = {}
-    for row in sorted(derived, key=lambda row: row["valid_from"] or _EARLIEST):
-        there.setdefault((row["role"], row["party"]), []).append(row)
+    # One person may have been on a device ten thousand times, so what is equal is looked up, and not looked for.
+    equal: dict[tuple[object, ...], list[asyncpg.Record]] = {}
+    for row in sorted(derived, key=lambda row: row["valid_from"] or _EARLIEST, reverse=True):
+        equal.setdefault((row["role"], row["party"], row["valid_from"], row["valid_to"]), []).append(row)
     new = []
     for want in wanted:
-        same = [
-            row for row in there.get((want.role, want.party), ())
-            if (row["valid_from"], row["valid_to"]) == (want.starts, want.ends)
-        ]  # fmt: skip
-        if same:
-            there[want.role, want.party].remove(same[0])
+        if rows := equal.get((want.role, want.party, want.starts, want.ends)):
+            rows.pop()
         else:
             new.append(want)
-    changes = []
+    there: dict[tuple[str, UUID], list[asyncpg.Record]] = {}
+    left = [row for rows in equal.values() for row in rows]
+    for row in sorted(left, key=lambda row: row["valid_from"] or _EARLIEST):
+        there.setdefault((row["role"], row["party"]), []).append(row)
+    found = []
     for by_beginning in (True, False):
         for want in list(new):
             rows = there.get((want.role, want.party), [])
@@ -109,9 +110,9 @@ def _changes(derived: Sequence[asyncpg.Record], wanted: Iterable[Wanted]) -> lis
             if fitting:
                 rows.remove(fitting[0])
                 new.remove(want)
-                changes.append(_Change(fitting[0], want))
-    changes += [_Change(row, None) for rows in there.values() for row in rows]
-    return changes + [_Change(None, want) for want in new]
+                found.append(_Change(fitting[0], want))
+    found += [_Change(row, None) for rows in there.values() for row in rows]
+    return found + [_Change(None, want) for want in new]
 
 
 async def _insert(db: asyncpg.Connection, subject: str, change: _Change, recorded_at: datetime) -> UUID:

@@ -42,6 +42,14 @@ class Linker:
         self._later: dict[str, float] = {}  # subject → not before, monotonic
         hours = settings.anonymous_claim_hours
         self._claim = None if hours < 0 else timedelta(hours=hours)
+        self._waited_s = 0.0  # the oldest event that is due
+        self._failing_since: float | None = None  # monotonic
+        metrics.identity_lag_seconds.set_function(self._lag_s)
+
+    def _lag_s(self) -> float:
+        """Return how long the oldest is waiting: while nobody can look, as long as it was and longer each second."""
+        now = monotonic()
+        return self._waited_s + now - (self._failing_since or now)
 
     def wake(self) -> None:
         """Tell that identity events were committed."""
@@ -58,7 +66,9 @@ class Linker:
             try:
                 async with self._pool.acquire() as db:
                     await self._sweep(db)
+                self._failing_since = None
             except PASSING as error:
+                self._failing_since = self._failing_since or monotonic()
                 log.warning("identities not linked, to be tried again", reason=str(error) or type(error).__name__)
                 await asyncio.sleep(TRY_AGAIN_S)
                 self._woken.set()
@@ -70,7 +80,7 @@ class Linker:
             subjects = await identities.due(db, list(self._later), SUBJECTS_MAX)
             for subject in subjects:
                 await self._try(db, subject)
-            self._metrics.identity_lag_seconds.set(await identities.oldest_due_s(db))
+            self._waited_s = await identities.oldest_due_s(db)
             if not subjects:
                 return
 

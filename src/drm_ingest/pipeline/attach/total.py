@@ -19,7 +19,7 @@ from drm_ingest.postgres import pool
 from drm_ingest.postgres.pool import PASSING
 from drm_ingest.postgres.totals.find import Sizes
 from drm_ingest.postgres.totals.horizon import Horizon
-from drm_ingest.postgres.totals.step import Paces, changed, step
+from drm_ingest.postgres.totals.step import Paces, behind, changed, step
 from drm_ingest.settings import Settings
 
 RETRY_S = 2.0
@@ -43,6 +43,14 @@ class Totaller:
         self._sizes = Sizes(settings.live_record_devices_max, settings.linked_parties_max)
         self._paces = Paces(settings.totals_sweep_s, settings.totals_recount_s, ADD_UP_S)
         self._trouble: str | None = None
+        self._failing_since: float | None = None  # monotonic
+        self._behind_s = 0.0
+        metrics.totals_lag_seconds.set_function(self._lag_s)
+
+    def _lag_s(self) -> float:
+        """Return how old totals are: while steps fail, as old as they were and older by each second."""
+        now = monotonic()
+        return self._behind_s + now - (self._failing_since or now)
 
     async def work(self) -> None:
         """Go on for ever; failures are told and tried again."""
@@ -50,7 +58,7 @@ class Totaller:
             while True:
                 try:
                     wait_s = await self._step()
-                    self._trouble = None
+                    self._trouble = self._failing_since = None
                     await self._rest(wait_s)
                 except Exception as error:  # a defect of ours would else stop all attaching, for totals
                     self._fail(error)
@@ -70,10 +78,11 @@ class Totaller:
         """Do a step; return how long to wait before the next."""
         began, interval_s = monotonic(), self._settings.totals_interval_s
         done = await step(await self._connected(), self._horizon, self._sizes, self._paces)
-        if done is None:
+        if done is None:  # another is at it, or hangs with it
+            large, behind_s = await behind(await self._connected())
+            self._tell(large, behind_s)
             return interval_s
-        self._metrics.totals_parties.set(done.large)
-        self._metrics.totals_lag_seconds.set(done.behind_s if done.large else 0.0)
+        self._tell(done.large, done.behind_s)
         if done.healed:
             self._metrics.totals_healed.inc(done.healed)
             log.warning("totals were wrong and are counted anew", events=done.healed)
@@ -82,6 +91,10 @@ class Totaller:
             return min(took_s, interval_s)
         return max(interval_s if done.large else IDLE_TIMES * interval_s, took_s * (1 / SHARE_MAX - 1))
 
+    def _tell(self, large: int, behind_s: float) -> None:
+        self._metrics.totals_parties.set(large)
+        self._behind_s = behind_s if large else 0.0
+
     def _fail(self, error: Exception) -> None:
         reason = str(error) or type(error).__name__
         if reason != self._trouble:
@@ -89,6 +102,7 @@ class Totaller:
                 "totals not brought on, to be tried again", reason=reason, exc_info=not isinstance(error, PASSING)
             )
         self._trouble = reason
+        self._failing_since = self._failing_since or monotonic()
         self._drop()
 
     async def _connected(self) -> asyncpg.Connection:

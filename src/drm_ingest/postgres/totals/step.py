@@ -102,6 +102,12 @@ async def changed(db: asyncpg.Connection) -> bool:
     return bool(await db.fetchval(_CHANGED))
 
 
+async def behind(db: asyncpg.Connection) -> tuple[int, float]:
+    """Return how many parties are read from totals, or will be, and how old these are, in seconds; as `Done` has it."""
+    at = await db.fetchrow("select through, number, (select count(*) from large_party) as large from totals_position")
+    return at["large"], await db.fetchval(_BEHIND, at["through"], at["number"])
+
+
 async def step(db: asyncpg.Connection, horizon: Horizon, sizes: Sizes, paces: Paces) -> Done | None:
     """Bring the totals on; None: another keeper is at it.
 
