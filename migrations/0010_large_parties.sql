@@ -82,16 +82,22 @@ comment on column totals_position.swept_to is 'Up to which party it was looked f
 insert into totals_position (through, number) values ('2000-01-01T00:00:00Z', 0);
 
 -- What is said under a reference is on the records of whose it is, so totals are told when one comes or goes of a party
--- that stands in any relation. It is no business of who changes a reference, so this runs as the owner.
-create table large_party_renamed (subject text collate "C" not null);
+-- that stands in any relation, or is linked to one that may. It is no business of who changes a reference, so this runs as the owner.
+create table large_party_renamed (
+    subject      text collate "C" not null,
+    party        uuid not null
+);
 comment on table large_party_renamed is 'Names that have come to mean another party, or none, for the next step to look at.';
+comment on column large_party_renamed.party is 'Who is, or was, called so.';
 create function note_renamed() returns trigger language plpgsql security definer set search_path = public, pg_temp as $$
 begin
     if exists (select from large_party) then
-        insert into large_party_renamed (subject)
-        select 'party:' || namespace || ':' || ref from changed
+        insert into large_party_renamed (subject, party)
+        select 'party:' || namespace || ':' || ref, changed.party from changed
         where exists (select from relationship where relationship.party = changed.party and upper_inf(recorded))
-           or exists (select from relationship where subject = 'party:' || changed.party and upper_inf(recorded));
+           or exists (select from relationship where subject = 'party:' || changed.party and upper_inf(recorded))
+           or exists (select from party_link where party_link.party = changed.party and upper_inf(recorded))
+           or exists (select from party_link where other = changed.party and upper_inf(recorded));
     end if;
     return null;
 end $$;

@@ -55,10 +55,12 @@ CREATE FUNCTION public.note_renamed() RETURNS trigger
     AS $$
 begin
     if exists (select from large_party) then
-        insert into large_party_renamed (subject)
-        select 'party:' || namespace || ':' || ref from changed
+        insert into large_party_renamed (subject, party)
+        select 'party:' || namespace || ':' || ref, changed.party from changed
         where exists (select from relationship where relationship.party = changed.party and upper_inf(recorded))
-           or exists (select from relationship where subject = 'party:' || changed.party and upper_inf(recorded));
+           or exists (select from relationship where subject = 'party:' || changed.party and upper_inf(recorded))
+           or exists (select from party_link where party_link.party = changed.party and upper_inf(recorded))
+           or exists (select from party_link where other = changed.party and upper_inf(recorded));
     end if;
     return null;
 end $$;
@@ -391,10 +393,13 @@ COMMENT ON TABLE public.large_party_reached IS 'Of a vendor: which customer had 
 COMMENT ON COLUMN public.large_party_reached.person IS 'The customer; of those that are linked the one made first.';
 
 CREATE TABLE public.large_party_renamed (
-    subject text NOT NULL COLLATE pg_catalog."C"
+    subject text NOT NULL COLLATE pg_catalog."C",
+    party uuid NOT NULL
 );
 
 COMMENT ON TABLE public.large_party_renamed IS 'Names that have come to mean another party, or none, for the next step to look at.';
+
+COMMENT ON COLUMN public.large_party_renamed.party IS 'Who is, or was, called so.';
 
 CREATE TABLE public.large_party_span (
     large bigint NOT NULL,

@@ -121,6 +121,8 @@ DATA = [
     ("support.contact", {"channel": "visit"}),
     ("support.contact", {"channel": "visit", "agent": "crm:eve"}),
     ("support.contact", {"channel": "visit", "agent": "crm:fixit"}),
+    ("support.contact", {"channel": "visit", "agent": "crm:fixit"}),
+    ("support.contact", {"channel": "visit", "agent": "shop:s1"}),
 ]
 MOMENTS = [
     NOON + day * DAY + part for day in range(4) for part in (-12 * HOUR, -12 * HOUR + INSTANT, 0 * HOUR, 7 * HOUR)
@@ -184,10 +186,11 @@ class History:
     async def rename(self) -> None:
         """Let a reference mean another party, or none."""
         shop = self.chance.choice(["s1", "s2", "s3"])
-        for who in ("ada", "bo", "cy", "volt"):
+        may = ["ada", "bo", "cy", "volt", "eve", "fixit"]
+        for who in may:
             await self.admin.delete(f"/v1/parties/{self.ids[who]}/refs/shop:{shop}")
         if self.chance.random() < 0.8:
-            who = self.chance.choice(["ada", "bo", "cy", "volt"])
+            who = self.chance.choice(may)
             await self.admin.post(f"/v1/parties/{self.ids[who]}/refs", json={"refs": {"shop": shop}})
 
     async def hand_over(self) -> None:
@@ -378,6 +381,100 @@ async def test_a_reference_that_comes_and_goes_takes_what_is_said_under_it_along
         assert record["freshness"]["totals_through"] is not None
         assert record["events"] == 1 + said
         assert record["sales"]["satisfaction"].get("csat", {}).get("answers", 0) == said
+
+
+async def partner_of(admin: httpx.AsyncClient, devices: int) -> str:
+    fixit = await party(admin, "Fixit", "partner")
+    for number in range(devices):
+        await holds(admin, fixit, "serviced_by", f"meter-{number}", NOON)
+    return fixit
+
+
+def visit(subject: str, id_: str, agent: str) -> Sent:
+    return Sent(subject, id_, NOON + HOUR, "support.contact", json.dumps({"channel": "visit", "agent": agent}))
+
+
+async def visits_counted(admin: httpx.AsyncClient, keeper: Keeper, partner: str) -> int:
+    """See that the totals of a partner have the visits that its record has."""
+    await keeper.catch_up()
+    record = await get(admin, f"/v1/parties/{partner}")
+    now = await keeper.db.fetchval("select clock_timestamp()")
+    live = await get(admin, f"/v1/parties/{partner}", known_at=now.isoformat())
+    assert record["freshness"]["totals_through"] is not None
+    assert _comparable(record) == _comparable(live)
+    counted: int = record["service"]["visits"]
+    return counted
+
+
+@pytest.mark.parametrize("between", [False, True])
+async def test_a_visit_to_one_linked_with_the_owner_counts_while_they_are_linked(
+    admin: httpx.AsyncClient, attach: Attach, keeper: Keeper, between: bool
+) -> None:
+    fixit = await partner_of(admin, 3)
+    ada, bo, cy = [await party(admin, name) for name in ("Ada", "Bo", "Cy")]
+    await holds(admin, ada, "owner", "meter-0", NOON)
+    if between:
+        await admin.post(f"/v1/parties/{cy}/links", json={"party": bo, "reason": "same"})
+    await attach(visit(f"party:{cy if between else bo}", "v1", fixit))
+    for linked in (0, 1, 0, 1):
+        if linked:
+            await admin.post(f"/v1/parties/{ada}/links", json={"party": bo, "reason": "same"})
+        else:
+            await admin.request("DELETE", f"/v1/parties/{ada}/links/{bo}", json={"reason": "not the same"})
+        assert await visits_counted(admin, keeper, fixit) == linked
+
+
+@pytest.mark.parametrize("whose", ["owner", "linked"])
+async def test_a_visit_counts_while_the_name_it_was_to_is_that_of_an_owner_or_of_one_linked_with_it(
+    admin: httpx.AsyncClient, attach: Attach, keeper: Keeper, whose: str
+) -> None:
+    fixit, ada, bo = await partner_of(admin, 3), await party(admin, "Ada"), await party(admin, "Bo")
+    await holds(admin, ada, "owner", "meter-0", NOON)
+    await admin.post(f"/v1/parties/{ada}/links", json={"party": bo, "reason": "same"})
+    await attach(visit("party:crm:778", "v1", fixit))
+    called = ada if whose == "owner" else bo
+    for there in (0, 1, 0):
+        if there:
+            assert (await admin.post(f"/v1/parties/{called}/refs", json={"refs": {"crm": "778"}})).is_success
+        else:
+            await admin.delete(f"/v1/parties/{called}/refs/crm:778")
+        assert await visits_counted(admin, keeper, fixit) == there
+
+
+@pytest.mark.parametrize("whose", ["partner", "employee"])
+async def test_a_visit_counts_while_the_agent_is_a_name_of_the_partner_or_of_one_who_works_for_it(
+    admin: httpx.AsyncClient, attach: Attach, keeper: Keeper, whose: str
+) -> None:
+    fixit, eve, ada = await partner_of(admin, 3), await party(admin, "Eve", "employee"), await party(admin, "Ada")
+    relation = {"subject": f"party:{eve}", "role": "works_for", "party": fixit, "valid_from": NOON.isoformat()}
+    assert (await admin.post("/v1/relationships", json=relation)).status_code == 201
+    await holds(admin, ada, "owner", "meter-0", NOON)
+    await attach(visit("meter-1", "v1", "crm:e5"), visit(f"party:{ada}", "v2", "crm:e5"))
+    called = fixit if whose == "partner" else eve
+    for there in (0, 2, 0):
+        if there:
+            assert (await admin.post(f"/v1/parties/{called}/refs", json={"refs": {"crm": "e5"}})).is_success
+        else:
+            await admin.delete(f"/v1/parties/{called}/refs/crm:e5")
+        assert await visits_counted(admin, keeper, fixit) == there
+
+
+async def test_an_answer_under_a_name_of_one_linked_with_a_customer_counts_while_it_is_that_ones(
+    admin: httpx.AsyncClient, attach: Attach, keeper: Keeper
+) -> None:
+    volt, ada, bo = await vendor_of(admin, 3), await party(admin, "Ada"), await party(admin, "Bo")
+    await holds(admin, ada, "owner", "meter-0", NOON)
+    await admin.post(f"/v1/parties/{ada}/links", json={"party": bo, "reason": "same"})
+    await attach(Sent("party:crm:778", "r1", NOON + HOUR, "feedback.rating", '{"scale": "csat", "score": 4}'))
+    await keeper.catch_up()
+    for there in (1, 0):
+        if there:
+            assert (await admin.post(f"/v1/parties/{bo}/refs", json={"refs": {"crm": "778"}})).is_success
+        else:
+            assert (await admin.delete(f"/v1/parties/{bo}/refs/crm:778")).is_success
+        await keeper.catch_up()
+        sales = (await get(admin, f"/v1/parties/{volt}"))["sales"]
+        assert sales["satisfaction"].get("csat", {}).get("answers", 0) == there
 
 
 async def test_who_dies_in_a_step_has_done_nothing(admin: httpx.AsyncClient, attach: Attach, keeper: Keeper) -> None:

@@ -6,7 +6,7 @@ It is one snapshot. Afterwards the totals have in them exactly the events of the
 `through`, and the changes up to `number`; who dies in between has done nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -142,8 +142,9 @@ async def _step(db: asyncpg.Connection, horizon: Horizon, sizes: Sizes, paces: P
         found = await touched.changes(db, number, CHANGES_MAX)
         number, more = found.number, more or not found.all
         await _take_changes(db, found, parties, sizes)
-        concerned = await touched.due(db, SLICE_SUBJECTS)
-        for large, subject in concerned + await touched.renamed(db, CHANGES_MAX):
+        concerned, agents_of = await touched.renamed(db, CHANGES_MAX)
+        _take_agents(agents_of, parties)
+        for large, subject in concerned + await touched.due(db, SLICE_SUBJECTS):
             if large in parties:
                 parties[large].subjects.add(subject)
         await _take_slices(db, parties)
@@ -193,19 +194,27 @@ async def _take_changes(
     for large, subject in await touched.concerned(db, names):
         if large in parties:  # else it was enlisted just now
             parties[large].subjects.add(subject)
-    for party in parties.values():
-        if not found.employers.isdisjoint(party.members):  # it has other agents: all its visits are looked at again
-            party.recount = party.built and not any(
-                other.members == party.members and not other.built for other in parties.values()
-            )
-            party.built_to = ""
+    _take_agents(found.employers, parties)
     if found.linked:
         for large, subject in await touched.sold_to(db, names):
             parties[large].subjects |= {subject, *_parties(names)}  # whoever was linked may have been a customer
+        for large, subject in await touched.concerned(db, await touched.held_by(db, names)):
+            if large in parties:  # what is said by one counts as said by whoever had the device
+                parties[large].rare.add(subject)
         await find.retire(db, sizes)
         left = {row["id"] for row in await db.fetch("select id from large_party")}
         for gone in parties.keys() - left:
             del parties[gone]
+
+
+def _take_agents(of: Collection[UUID], parties: dict[int, _Large]) -> None:
+    """Who visits for these is somebody else by now: all their visits are looked at again."""
+    for party in parties.values():
+        if party.kind == "partner" and not set(of).isdisjoint(party.members):
+            party.recount = party.built and not any(
+                other.members == party.members and not other.built for other in parties.values()
+            )
+            party.built_to = ""
 
 
 async def _take_slices(db: asyncpg.Connection, parties: dict[int, _Large]) -> None:

@@ -145,18 +145,27 @@ async def held_by(db: asyncpg.Connection, names: Collection[str]) -> list[str]:
 
 _RENAMED = """
 delete from large_party_renamed where ctid = any (array(select ctid from large_party_renamed limit $1))
-returning subject"""
+returning subject, party"""
 _CONTRIBUTE = "select distinct large, subject from large_party_part where subject = any ($1::text[])"
+# Who visits for them is known by it: a party for itself, and for whom it works.
+_AGENTS_OF = """
+select unnest($1::uuid[]) as party
+union
+select party from relationship
+where subject = any (array(select 'party:' || id from unnest($1::uuid[]) as agent (id)))
+  and upper_inf(recorded) and role || '' = 'works_for'"""
 
 
-async def renamed(db: asyncpg.Connection, limit: int) -> list[tuple[int, str]]:
-    """Return what is concerned by names that mean another party by now; they are looked at with this."""
-    names = sorted({row["subject"] for row in await db.fetch(_RENAMED, limit)})
-    if not names:
-        return []
+async def renamed(db: asyncpg.Connection, limit: int) -> tuple[list[tuple[int, str]], set[UUID]]:
+    """Return what is concerned by names that mean another party by now, and whose agents; looked at with this."""
+    rows = await db.fetch(_RENAMED, limit)
+    if not rows:
+        return [], set()
+    names, whose = sorted({row["subject"] for row in rows}), {row["party"] for row in rows}
+    either = [*names, *(f"party:{party}" for party in whose)]  # a name that is gone does not tell whose it was
     found = set(await concerned(db, names))
     found |= {(row["large"], row["subject"]) for row in await db.fetch(_CONTRIBUTE, names)}
-    for large, subject in await sold_to(db, names):
+    for large, subject in await sold_to(db, either):
         found |= {(large, subject), *((large, name) for name in names)}
-    found |= set(await concerned(db, await held_by(db, names)))
-    return sorted(found)
+    found |= set(await concerned(db, await held_by(db, either)))
+    return sorted(found), {row["party"] for row in await db.fetch(_AGENTS_OF, list(whose))}
