@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from drm_ingest.postgres.derive import Wanted, changes
+from drm_ingest.postgres.derive import Change, Wanted, changes, near
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 ADA = uuid.UUID(int=1)
@@ -44,3 +44,14 @@ def test_what_one_person_did_a_thousand_times_is_not_looked_through_for_each_of_
     assert change.was is rows[-1]
     assert change.wanted is wanted[-1]
     assert sum(row.looks for row in rows) < 10 * len(rows)
+
+
+def test_what_a_change_moves_is_looked_for_among_what_touches_it() -> None:
+    rows = [Row(number) for number in range(1000)]
+    held = [(row.held["valid_from"], row.held["valid_to"]) for row in rows]
+    starts = NOON + timedelta(hours=1001)
+    longer = Wanted("user", False, ADA, "customer", held[500][0], starts + timedelta(hours=1), "app", None)
+    assert near(held, Change(rows[500], longer)) == held[500:502]
+    ever = Wanted("user", False, ADA, "customer", None, held[1][0], "app", None)
+    assert near([*held, (None, None)], Change(None, ever)) == [*held[:2], (None, None)]
+    assert near(held, Change(rows[998], None)) == [held[998]]

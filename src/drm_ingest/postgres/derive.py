@@ -16,7 +16,10 @@ from drm_ingest.postgres import moves
 from drm_ingest.postgres.changes import write
 from drm_ingest.postgres.links import group
 
-_EARLIEST = datetime.min.replace(tzinfo=UTC)
+_EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+_Held = tuple[datetime | None, datetime | None]
+"""From when (None: ever) until when (None: no end known)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class Wanted:
 
 
 @dataclass(slots=True)
-class _Change:
+class Change:
     """From one row to another: without the first it begins, without the second it is withdrawn."""
 
     was: asyncpg.Record | None
@@ -86,7 +89,7 @@ async def make_equal(
     return len(changed)
 
 
-def changes(derived: Sequence[asyncpg.Record], wanted: Iterable[Wanted]) -> list[_Change]:
+def changes(derived: Sequence[asyncpg.Record], wanted: Iterable[Wanted]) -> list[Change]:
     """Pair what is there with what should be: what is equal not at all, then by beginning, then in order."""
     # One person may have been on a device ten thousand times, so what is equal is looked up, and not looked for.
     equal: dict[tuple[object, ...], list[asyncpg.Record]] = {}
@@ -110,12 +113,12 @@ def changes(derived: Sequence[asyncpg.Record], wanted: Iterable[Wanted]) -> list
             if fitting:
                 rows.remove(fitting[0])
                 new.remove(want)
-                found.append(_Change(fitting[0], want))
-    found += [_Change(row, None) for rows in there.values() for row in rows]
-    return found + [_Change(None, want) for want in new]
+                found.append(Change(fitting[0], want))
+    found += [Change(row, None) for rows in there.values() for row in rows]
+    return found + [Change(None, want) for want in new]
 
 
-async def _insert(db: asyncpg.Connection, subject: str, change: _Change, recorded_at: datetime) -> UUID:
+async def _insert(db: asyncpg.Connection, subject: str, change: Change, recorded_at: datetime) -> UUID:
     was, wanted = change.was, change.wanted
     if wanted is None:
         id_: UUID = was["id"]  # type: ignore[index]  # one of them is there
@@ -132,30 +135,47 @@ async def _insert(db: asyncpg.Connection, subject: str, change: _Change, recorde
 
 
 async def _count(
-    db: asyncpg.Connection, subject: str, open_: Sequence[asyncpg.Record], changes: Sequence[_Change]
+    db: asyncpg.Connection, subject: str, open_: Sequence[asyncpg.Record], changes: Sequence[Change]
 ) -> list[list[moves.Move]]:
     """Return what each change moved, one after the other; those linked with a party share its record."""
-    held = {row["id"]: (row["party"], row["valid_from"], row["valid_to"]) for row in open_}
     groups = {party: frozenset(await group(db, party)) for party in {change.party for change in changes}}
+    held: dict[frozenset[UUID], dict[UUID | None, _Held]] = {same: {} for same in groups.values()}
+    shared = {party: same for same in held for party in same}
+    for row in open_:
+        if row["party"] in shared:
+            held[shared[row["party"]]][row["id"]] = row["valid_from"], row["valid_to"]
     counted = []
     for change in changes:
         same = groups[change.party]
-        before = await _union(db, [each for each in held.values() if each[0] in same])
+        before = await _union(db, near(held[same].values(), change))
         if change.wanted is None:
-            held.pop(change.id, None)
+            held[same].pop(change.id, None)
         else:
-            held[change.id] = (change.wanted.party, change.wanted.starts, change.wanted.ends)
-        after = await _union(db, [each for each in held.values() if each[0] in same])
+            held[same][change.id] = change.wanted.starts, change.wanted.ends
+        after = await _union(db, near(held[same].values(), change))
         was, is_ = (moves.Held([subject], sorted(same), ranges) for ranges in (before, after))
         counted.append(await moves.between(db, change.party, was, is_))
     return counted
 
 
-async def _union(db: asyncpg.Connection, held: Sequence[tuple[UUID, datetime | None, datetime | None]]) -> moves.Ranges:
+def near(held: Iterable[_Held], change: Change) -> list[_Held]:
+    """Return what touches the stretch from where a change begins to where it ends: beside that nothing moves."""
+    bounds = [(change.was["valid_from"], change.was["valid_to"])] if change.was else []
+    if change.wanted:
+        bounds.append((change.wanted.starts, change.wanted.ends))
+    first = min(starts or _EARLIEST for starts, _ in bounds)
+    last = max(ends or _LATEST for _, ends in bounds)
+    return [
+        (starts, ends) for starts, ends in held
+        if (starts is None or starts <= last) and (ends is None or first <= ends)
+    ]  # fmt: skip
+
+
+async def _union(db: asyncpg.Connection, held: Sequence[_Held]) -> moves.Ranges:
     ranges: moves.Ranges = await db.fetchval(
         "select coalesce(range_agg(tstzrange(starts, ends)), '{}') "
         "from unnest($1::timestamptz[], $2::timestamptz[]) as held (starts, ends)",
-        [each[1] for each in held], [each[2] for each in held],
+        [starts for starts, _ in held], [ends for _, ends in held],
     )  # fmt: skip
     return ranges
 
@@ -163,7 +183,7 @@ async def _union(db: asyncpg.Connection, held: Sequence[tuple[UUID, datetime | N
 async def _write(
     db: asyncpg.Connection,
     subject: str,
-    change: _Change,
+    change: Change,
     moved: Sequence[moves.Move],
     recorded_at: datetime,
     cause: tuple[str, str | None],
