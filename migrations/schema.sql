@@ -15,6 +15,15 @@ begin
     return null;
 end $$;
 
+CREATE FUNCTION public.derive_again_replaced() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+begin
+    update identity_event set due = true where subject = new.device and usable and not due;
+    return null;
+end $$;
+
 CREATE FUNCTION public.drop_event_month(month timestamp with time zone) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'public', 'pg_temp'
@@ -984,6 +993,8 @@ ALTER INDEX public.event_recorded_at ATTACH PARTITION public.event_default_recor
 ALTER INDEX public.event_subject_occurred_at ATTACH PARTITION public.event_default_subject_occurred_at_idx;
 
 ALTER INDEX public.event_rare ATTACH PARTITION public.event_default_subject_occurred_at_idx1;
+
+CREATE TRIGGER derive_again AFTER INSERT OR UPDATE ON public.device_replacement FOR EACH ROW EXECUTE FUNCTION public.derive_again_replaced();
 
 CREATE TRIGGER derive_again_with AFTER INSERT ON public.party_ref REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION public.derive_again();
 

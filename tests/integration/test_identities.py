@@ -361,6 +361,40 @@ async def test_a_sign_in_of_before_a_hand_over_ends_with_it_however_late_it_come
     ], key=str)  # fmt: skip
 
 
+async def test_who_signed_in_on_a_device_is_its_user_until_it_is_replaced_however_late_we_hear_of_it(
+    attached: Bench, office: httpx.AsyncClient
+) -> None:
+    ada, _, _ = [await register(office, name) for name in ("crm:1", "crm:2", "crm:3")]
+    await begin(office, ada, "owner", -9, None)
+    replaced = NOON + 4 * HOUR
+    async with attached.attaching():
+        await attached.put(linked(NOON, "crm:1"), family="identity")
+        await nothing_due(attached, 1)
+        body = {"by": "tablet-2", "at": replaced.isoformat()}
+        answer = await office.post("/v1/devices/tablet-1/replacement", json=body)
+        assert answer.status_code == 201, answer.text
+        await nothing_due(attached, 1)
+        assert await relations(office) == sorted([("owner", "crm:1", -9, 4), ("user", "crm:1", 0, 4)], key=str)
+        assert await relations(office, "tablet-2") == [("owner", "crm:1", 4, None)]
+        # Late: Bo signed in before it was replaced, Ada signed out before that; and on the new one Ada comes and goes.
+        await attached.put(
+            linked(NOON, "crm:2"), unlinked(NOON + HOUR, "crm:1"), linked(replaced + HOUR, "crm:1", "tablet-2"),
+            unlinked(replaced + 2 * HOUR, "crm:1", "tablet-2"), family="identity",
+        )  # fmt: skip
+        await nothing_due(attached, 5)
+        assert await relations(office) == sorted(
+            [("owner", "crm:1", -9, 4), ("user", "crm:1", 0, 1), ("user", "crm:2", 0, 4)], key=str
+        )
+        assert await relations(office, "tablet-2") == sorted(
+            [("owner", "crm:1", 4, None), ("user", "crm:1", 5, 6)], key=str
+        )
+        assert (await office.delete("/v1/devices/tablet-1/replacement")).status_code == 200
+        await nothing_due(attached, 5)
+        assert await relations(office) == sorted(
+            [("owner", "crm:1", -9, None), ("user", "crm:1", 0, 1), ("user", "crm:2", 0, None)], key=str
+        )
+
+
 # -- bad days --
 
 

@@ -35,7 +35,7 @@ RIGHTS = {
     "party_link": {"attach": READ, "serve": f"{READ} {ADD} {CHANGE}"},
     "claim_code": {"serve": f"{READ} {ADD} {CHANGE}"},
     "hand_over": {"attach": READ, "serve": f"{READ} {ADD}"},
-    "device_replacement": {"serve": f"{READ} {ADD} {CHANGE}"},
+    "device_replacement": {"attach": READ, "serve": f"{READ} {ADD} {CHANGE}"},
     "device_replacement_relation": {"serve": f"{READ} {ADD}"},
     "relationship_change": {"attach": f"{READ} {ADD}", "serve": f"{READ} {ADD}"},
     "relationship_move": {"attach": f"{READ} {ADD}", "serve": f"{READ} {ADD}"},

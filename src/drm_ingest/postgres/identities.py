@@ -174,8 +174,8 @@ select id, version, role, party, lower(valid) as valid_from, upper(valid) as val
 from relationship where subject = $1 and upper_inf(recorded)
 """
 
-# A person cannot have spoken of what came after: neither of a relation, nor when handing a device over. But of when a
-# relation began they have, even where that is still to come.
+# A person cannot have spoken of what came after: neither of a relation, nor when handing a device over or replacing it.
+# But of when a relation began they have, even where that is still to come.
 _WORDS = """
 select role, party, lower(valid) as starts,
        coalesce(upper(valid), greatest(upper(recorded), lower(valid) + interval '1 microsecond')) as ends
@@ -195,6 +195,12 @@ from hand_over cross join lateral (
 ) as stopped (party)
 where device = $1 and party <> all (takers) and exists (
     select from relationship where id = hand_over.begun and upper_inf(recorded) and lower(valid) = hand_over.at)
+union
+select 'user', coalesce(party_ref.party, said.party), at, greatest(at, lower(replaced.recorded))
+from device_replacement replaced
+join identity_event said on said.subject = replaced.device
+left join party_ref using (namespace, ref)
+where device = $1 and upper_inf(replaced.recorded) and coalesce(party_ref.party, said.party) is not null
 """
 
 

@@ -159,10 +159,13 @@ async def _lock(db: asyncpg.Connection, *devices: str) -> Locked:
 
 
 async def _going_on(db: asyncpg.Connection, device: str, at: datetime) -> list[asyncpg.Record]:
-    """Return what goes on on the new device; raises JustBegun."""
+    """Return what goes on on the new device; raises JustBegun.
+
+    Who signed in on the old one does so on the new one, or does not: attach ends what it derived of it (identities.py).
+    """
     rows: list[asyncpg.Record] = await db.fetch(
         f"{ROW} where subject = $1 and upper_inf(recorded) and valid @> $2::timestamptz "
-        "and role in (select name from role where goes_on) order by id",
+        "and role in (select name from role where goes_on) and not (derived and role = 'user') order by id",
         device, at,
     )  # fmt: skip
     for row in rows:
