@@ -237,6 +237,7 @@ class Model:
             raise Refused(409)
         going_on = [
             v for v in self.open() if v.subject == device and v.at(at) and v.role not in OF_THE_THING
+            and not (v.derived and v.role == "user")
         ]  # fmt: skip
         if any(version.start == at for version in going_on):
             raise Refused(422)
@@ -246,6 +247,7 @@ class Model:
             if not self._within(new):
                 self.begin(new)
         self.replacements.append(Joined((device, by), at, relations=tuple((was, None) for was in going_on)))
+        self.due.add(device)
         return 201
 
     def _within(self, new: Version) -> bool:
@@ -272,6 +274,7 @@ class Model:
             left = self.latest(was.id or "")
             self.revise(left, left.start, was.end)
         self.replacements.remove(found)
+        self.due.add(device)
         return 200
 
     def link(self, one: str, other: str) -> int:
@@ -302,6 +305,10 @@ class Model:
             word for word in self.words if word.subject == device and (word.while_begun is None or (
                 word.party in told and any((v.id, v.start) == (word.while_begun, word.start) for v in self.open())
             ))
+        ] + [
+            Word(device, "user", who, each.at, max(each.at, each.since))
+            for each in self.replacements if each.pair[0] == device and each.gone is None and each.at and each.since
+            for who in told if who
         ]  # fmt: skip
         stated = [version for version in self.open() if version.subject == device and not version.derived]
         first = next((event for event in said if event.linked and event.data["role"] == "user"), None)
