@@ -87,6 +87,21 @@ async def test_a_large_party_is_read_from_totals_that_tell_their_freshness(
     assert (await get(admin, f"/v1/parties/{volt}"))["events"] == 35
 
 
+async def test_a_keeper_that_begins_while_others_write_does_not_count_from_long_before(
+    admin: httpx.AsyncClient, database: str, keeper: Keeper
+) -> None:
+    volt = await party(admin, "Volt", "vendor")
+    for number in range(3):
+        await holds(admin, volt, "sold_by", f"meter-{number}", NOON)
+    began = await keeper.db.fetchval("select clock_timestamp()")
+    async with connected(database) as other:
+        async with other.transaction():
+            await other.execute("select pg_current_xact_id()")
+            assert (await keeper.step()).large == 0
+        assert (await keeper.step()).through > began
+    assert (await keeper.step()).large == 1
+
+
 def _comparable(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name != "freshness"}
 

@@ -128,7 +128,11 @@ async def _step(db: asyncpg.Connection, horizon: Horizon, sizes: Sizes, paces: P
     at = await db.fetchrow(_POSITION, paces.sweep_s)
     parties = {row["id"]: _Large(**dict(row)) for row in await db.fetch(_LARGE, paces.recount_s, paces.add_up_s)}
     since: datetime = at["through"]
-    until = max(since, await horizon.of_snapshot(db) or since)
+    seen = await horizon.of_snapshot(db)
+    if seen is None and not parties:
+        # Whoever is found large now would be caught up from `since` on, window by window, and that may be years ago.
+        return Done(since, 0.0)
+    until = max(since, seen or since)
     caught_up = True
     if parties:
         caught_up = until - since <= WINDOW
