@@ -39,10 +39,10 @@ from rich.table import Table
 from drm_ingest import public_key
 from drm_ingest.device import token
 from drm_ingest.kafka import topics
-from drm_ingest.postgres import registry
 from drm_ingest.postgres.credentials import ensure_key, new_key
 from drm_ingest.postgres.migrate import migrate
 from drm_ingest.postgres.pool import connect
+from drm_ingest.postgres.registry import senders
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 from drm_ingest.up.kafka import Kafka
@@ -129,15 +129,15 @@ async def _prepare_credentials(settings: Settings, folder: Path) -> tuple[str, P
     connection = await connect(settings, "loadtest")
     private_key, tokens, key = folder / "private.pem", folder / "tokens", new_key()[0]
     try:
-        made = await registry.create_sender(connection, "with-quotas", "sender", None)
-        await registry.set_quota(connection, made["id"], _QUOTA)
+        made = await senders.create_sender(connection, "with-quotas", "sender", None)
+        await senders.set_quota(connection, made["id"], _QUOTA)
         await ensure_key(connection, "with-quotas", "sender", key)
-        made = await registry.create_sender(connection, "fleet", "sender", None)
-        await registry.set_quota(connection, made["id"], _QUOTA)
+        made = await senders.create_sender(connection, "fleet", "sender", None)
+        await senders.set_quota(connection, made["id"], _QUOTA)
         private = Ed25519PrivateKey.generate()
         private_key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         public = public_key.of(private.public_key())
-        await registry.create_fleet_key(connection, made["id"], None, public, None, registry.Scope())
+        await senders.create_fleet_key(connection, made["id"], None, public, None, senders.Scope())
     finally:
         await connection.close()
     name, hour = TOKEN_DEVICES.decode(), timedelta(hours=1)

@@ -13,7 +13,7 @@ import orjson
 from rich.progress import Progress
 
 from drm_ingest.postgres.migrate import migrate
-from drm_ingest.postgres.rows import DAY_COLUMNS, EVENT_COLUMNS, IDENTITY_COLUMNS, copy_stream
+from drm_ingest.postgres.store.rows import DAY_COLUMNS, EVENT_COLUMNS, IDENTITY_COLUMNS, copy_stream
 from loadtests.scale import happenings
 from loadtests.scale.world import RELATION_COLUMNS, World, device
 

@@ -12,8 +12,8 @@ from aiokafka import ConsumerRecord
 from msgspec import Raw
 
 from drm_ingest.event import content_hash, identity_key
-from drm_ingest.postgres import days
-from drm_ingest.postgres.rows import Packer, Row
+from drm_ingest.postgres.store import days
+from drm_ingest.postgres.store.rows import Packer, Row
 from loadtests.scale.world import BULK_EVENTS, World, device
 
 MEASUREMENT, STATUS, APP = "device.measurement", "device.status", "app.interaction"

@@ -63,32 +63,33 @@ looks in their topic, `letters/show.py` draws them, `letters/mend.py` makes the 
 came from, and `letters/replay.py` writes it and sees what becomes of it.
 
 **Postgres** holds it, through connections whose every wait has an end (`pool.py`; `trouble.py` says in words why there
-is none), in tables that `migrate.py` brings. `events.py` is that transaction: `positions.py` moves the position, by its
-owner alone; `rows.py` packs identities and events for COPY; `days.py` adds them to the day counts of their subject;
-`refusals.py` finds the rows that Postgres refuses, and `dead.py` notes what cannot be stored; `identities.py` keeps
-what identity events say, and `derive.py` makes relations equal to it. `partitions.py` makes months and drops them.
-Beside the path, `credentials.py` holds the keys for the edge, `spent.py` carries what the edges tell each other, and
-`directory.py` answers enrich who a device is and whose. `registry.py` has senders and devices, `parties.py` the parties
-and what they are called, `attributes.py` what is said of them, `links.py` which of them are the same (`link.py` links
-and unlinks them), `relationships.py` who held which role when, as we know it now and as we knew it then: `relate.py`
-begins a relation, `revise.py` ends, corrects or withdraws it, `changes.py` is how all of them lock, conflict and are
-written down, `moves.py` counts which events that moved, and `outbox.py` hands the changes out to be published.
-`claims.py` keeps the codes that prove possession of a device, `hand_over.py` passes it from one owner to the next,
-`replace.py` puts another in its place, and `predecessors.py` knows whose place it took. And `records.py` puts a party's
-record together from all of it when it is read, so that a correction learnt late is right at once. Each of its steps is
-a piece of SQL: `record/known.py` reads relations and links as they were known at a time, `record/about.py` finds the
-subjects a record is about, and when, `record/tally.py` counts what happened then, `record/own.py` is what everybody's
-record shows beside that, and `record/rare.py` looks at faults, ratings and visits one by one, for `record/sold.py` (of
-a vendor), `record/serviced.py` (of a partner), `record/cared_for.py` (of an employee) and `record/supplied.py` (of a
-supplier). What would take too long to read so is counted beforehand, in bounded steps: `totals/step.py` does one of
-them for the parties that `totals/find.py` found too large, up to what `totals/horizon.py` knows to be committed;
-`totals/fresh.py` adds new events, `totals/touched.py` knows which subjects a change concerns, `totals/compare.py`
-counts the difference between what is counted and what holds, `totals/parts.py` has the rare parts of a record and
-`totals/shown.py` adds up what is shown, which `record/whole.py` reads. `record/timeline.py` tells it all in one order,
-and `fates.py` what became of a single event. `bulk_parties.py` (`bulk_said.py`: what is said of them),
-`bulk_devices.py` and `bulk_relations.py` (judged by what `bulk_known.py` finds, written by `bulk_begun.py`) have the
-same rules for many at once; `unload.py` hands all of it out. Each process has the rights of its own role and no others
-(`roles.py`).
+is none), in tables that `migrate.py` brings. `store/events.py` is that transaction: `store/positions.py` moves the
+position, by its owner alone; `store/rows.py` packs identities and events for COPY; `store/days.py` adds them to the day
+counts of their subject; `store/refusals.py` finds the rows that Postgres refuses, and `store/dead.py` notes what cannot
+be stored; `relations/identities.py` keeps what identity events say, and `relations/derive.py` makes relations equal to
+it. `store/partitions.py` makes months and drops them. Beside the path, `credentials.py` holds the keys for the edge,
+`spent.py` carries what the edges tell each other, and `directory.py` answers enrich who a device is and whose.
+`registry/senders.py` has who may send, `registry/devices.py` which devices there are, `registry/parties.py` the parties
+and what they are called, `registry/attributes.py` what is said of them, `relations/links.py` which of them are the same
+(`relations/link.py` links and unlinks them), `relations/relationships.py` who held which role when, as we know it now
+and as we knew it then: `relations/relate.py` begins a relation, `relations/revise.py` ends, corrects or withdraws it,
+`relations/changes.py` is how all of them lock, conflict and are written down, `relations/moves.py` counts which events
+that moved, and `relations/outbox.py` hands the changes out to be published. `relations/claims.py` keeps the codes that
+prove possession of a device, `relations/hand_over.py` passes it from one owner to the next, `relations/replace.py` puts
+another in its place, and `relations/predecessors.py` knows whose place it took. And `records.py` puts a party's record
+together from all of it when it is read, so that a correction learnt late is right at once. Each of its steps is a piece
+of SQL: `record/known.py` reads relations and links as they were known at a time, `record/about.py` finds the subjects a
+record is about, and when, `record/tally.py` counts what happened then, `record/own.py` is what everybody's record shows
+beside that, and `record/rare.py` looks at faults, ratings and visits one by one, for `record/sold.py` (of a vendor),
+`record/serviced.py` (of a partner), `record/cared_for.py` (of an employee) and `record/supplied.py` (of a supplier).
+What would take too long to read so is counted beforehand, in bounded steps: `totals/step.py` does one of them for the
+parties that `totals/find.py` found too large, up to what `totals/horizon.py` knows to be committed; `totals/fresh.py`
+adds new events, `totals/touched.py` knows which subjects a change concerns, `totals/compare.py` counts the difference
+between what is counted and what holds, `totals/parts.py` has the rare parts of a record and `totals/shown.py` adds up
+what is shown, which `record/whole.py` reads. `record/timeline.py` tells it all in one order, and `store/fates.py` what
+became of a single event. `bulk/parties.py` (`bulk/said.py`: what is said of them), `bulk/devices.py` and
+`bulk/relations.py` (judged by what `bulk/known.py` finds, written by `bulk/begun.py`) have the same rules for many at
+once; `bulk/unload.py` hands all of it out. Each process has the rights of its own role and no others (`roles.py`).
 
 **serve** shows it to people and their programs. `app.py` opens the rooms. `requests.py` gives each request an id and a
 bound, `access.py` asks who it is and lends it a connection, `problems.py` answers what goes wrong (`violations.py`: in

@@ -17,9 +17,9 @@ from tests.attaching import NOON, Bench, bench, event
 from drm_ingest.errors import EventCode
 from drm_ingest.kafka.writer import NotAcknowledged
 from drm_ingest.pipeline.attach.decode import Decoder
-from drm_ingest.postgres.dead import Dead
-from drm_ingest.postgres.events import Batch, EventStore
-from drm_ingest.postgres.positions import UNTOUCHED, Fenced, Move, Owner
+from drm_ingest.postgres.store.dead import Dead
+from drm_ingest.postgres.store.events import Batch, EventStore
+from drm_ingest.postgres.store.positions import UNTOUCHED, Fenced, Move, Owner
 from drm_ingest.settings import Settings
 from drm_ingest.up.postgres import Postgres
 

@@ -19,8 +19,8 @@ from tests.integration.edge import an_event, until
 
 from drm_ingest.pipeline.attach import accounts
 from drm_ingest.postgres.migrate import migrate
-from drm_ingest.postgres.partitions import keep
 from drm_ingest.postgres.pool import open_pool
+from drm_ingest.postgres.store.partitions import keep
 from drm_ingest.settings import Settings
 from drm_ingest.up.postgres import Postgres
 

@@ -19,10 +19,10 @@ from tests.integration.edge_fixtures import edge, quick_edge, start_edge
 from drm_ingest.event import content_hash, identity_key
 from drm_ingest.metrics import Metrics
 from drm_ingest.postgres.credentials import ensure_key, new_key
-from drm_ingest.postgres.dead import Dead
-from drm_ingest.postgres.events import Batch, EventStore, Stored
-from drm_ingest.postgres.positions import Owner
-from drm_ingest.postgres.rows import Packer, Row
+from drm_ingest.postgres.store.dead import Dead
+from drm_ingest.postgres.store.events import Batch, EventStore, Stored
+from drm_ingest.postgres.store.positions import Owner
+from drm_ingest.postgres.store.rows import Packer, Row
 from drm_ingest.serve.app import build
 from drm_ingest.settings import Settings
 

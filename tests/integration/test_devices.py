@@ -14,7 +14,7 @@ from tests.integration.test_records import DAY, HOUR, INSTANT, NOON, _text, get,
 from tests.integration.test_registry import refused
 from tests.integration.test_relations import change, history, listed
 
-from drm_ingest.postgres.replace import REPLACEMENTS
+from drm_ingest.postgres.relations.replace import REPLACEMENTS
 from drm_ingest.settings import Settings
 
 DEVICE = "/v1/devices/meter-7"

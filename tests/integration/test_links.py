@@ -15,8 +15,8 @@ from tests.integration.conftest import Attach, Sent
 from tests.integration.test_records import DAY, HOUR, NOON, get, happened, holds, pages, party
 from tests.integration.test_registry import refused
 
-from drm_ingest.postgres import link as linking
-from drm_ingest.postgres import links
+from drm_ingest.postgres.relations import link as linking
+from drm_ingest.postgres.relations import links
 from drm_ingest.settings import Settings
 
 

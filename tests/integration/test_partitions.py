@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from drm_ingest.postgres.partitions import LOCK_KEY, Kept, keep
 from drm_ingest.postgres.pool import Pool, open_pool
+from drm_ingest.postgres.store.partitions import LOCK_KEY, Kept, keep
 from drm_ingest.settings import Settings
 
 NOW = datetime(2026, 12, 31, 23, 30, tzinfo=UTC)

@@ -14,9 +14,10 @@ import pytest
 from tests.integration.conftest import Ask, Attach, Sent
 
 from drm_ingest.event import identity_key
-from drm_ingest.postgres import attributes, links, predecessors, registry, relationships
 from drm_ingest.postgres.record import cared_for, own, serviced, sold, supplied, tally, timeline
 from drm_ingest.postgres.record.known import View
+from drm_ingest.postgres.registry import attributes, devices
+from drm_ingest.postgres.relations import links, predecessors, relationships
 from drm_ingest.serve.app import PLANNER
 
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
@@ -608,7 +609,7 @@ async def test_nothing_large_is_read_whole(large: UUID, db: asyncpg.Connection, 
         await _expect_indexes(db, tally.RECORD, *of, [f"d{n}" for n in range(1, 101)])
         await _expect_indexes(db, tally.BY_DAY, *of, datetime(2026, 4, 1, tzinfo=UTC), datetime(2026, 4, 3, tzinfo=UTC))
         await _expect_indexes(db, tally.SUBJECT_RECORD, "d50", view.as_of, view.known_at, [])
-        await _expect_indexes(db, registry.UNCLAIMED, "d3", 100, 500)
+        await _expect_indexes(db, devices.UNCLAIMED, "d3", 100, 500)
         for statement in (predecessors.PREDECESSORS, predecessors.REPLACED_BY):
             await _expect_indexes(db, statement, "d50", view.as_of, view.known_at)
         await _expect_indexes(db, relationships.RELATED, "d50", view.as_of, view.known_at, 100)
@@ -630,7 +631,7 @@ async def _expect_indexes(db: asyncpg.Connection, statement: str, *values: objec
             for node in _nodes(plan["Plan"])
             if "relationship" in node.get("Index Name", "")
         ]
-        if statement != registry.UNCLAIMED:  # that goes along the index, beside the devices, and stops at its limit
+        if statement != devices.UNCLAIMED:  # that goes along the index, beside the devices, and stops at its limit
             assert [by for by in found_by if not re.search(r"\b(subject|party|id)\b[^&@<>]*= ", by)] == []
         events_read = sum(
             node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0))

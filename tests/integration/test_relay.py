@@ -17,9 +17,9 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from tests.attaching import NOON, Bench, bench, event
 from tests.conftest import make_environment
 
-from drm_ingest.postgres import link, relate, revise
-from drm_ingest.postgres.changes import Claim, Say
-from drm_ingest.postgres.parties import create
+from drm_ingest.postgres.registry.parties import create
+from drm_ingest.postgres.relations import link, relate, revise
+from drm_ingest.postgres.relations.changes import Claim, Say
 from drm_ingest.settings import Settings
 from drm_ingest.up.ports import free_port
 

@@ -11,9 +11,9 @@ from pydantic import SecretStr
 
 from drm_ingest.postgres.credentials import StoredCredentials, ensure_key
 from drm_ingest.postgres.migrate import pending
-from drm_ingest.postgres.partitions import keep
 from drm_ingest.postgres.pool import open_pool
 from drm_ingest.postgres.roles import GROUPS, ensure_login
+from drm_ingest.postgres.store.partitions import keep
 from drm_ingest.settings import Settings
 
 READ, ADD, CHANGE, REMOVE = "SELECT", "INSERT", "UPDATE", "DELETE"

@@ -13,8 +13,8 @@ from tests.attaching import NOON, event
 from drm_ingest.errors import EventCode
 from drm_ingest.event import identity_key
 from drm_ingest.pipeline.attach.decode import Decoder, Unreadable
-from drm_ingest.postgres import days, rows
-from drm_ingest.postgres.refusals import refuses_row
+from drm_ingest.postgres.store import days, rows
+from drm_ingest.postgres.store.refusals import refuses_row
 
 DAY = timedelta(days=1)
 

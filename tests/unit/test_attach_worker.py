@@ -12,9 +12,9 @@ from tests.attaching import event
 
 from drm_ingest.metrics import Metrics
 from drm_ingest.pipeline.attach.worker import Worker
-from drm_ingest.postgres.events import Batch, Stored
-from drm_ingest.postgres.positions import UNTOUCHED
-from drm_ingest.postgres.rows import Row
+from drm_ingest.postgres.store.events import Batch, Stored
+from drm_ingest.postgres.store.positions import UNTOUCHED
+from drm_ingest.postgres.store.rows import Row
 from drm_ingest.settings import Settings
 
 PARTITION = TopicPartition("drm.events.measurement", 0)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from drm_ingest.postgres.derive import Change, Wanted, changes, near
+from drm_ingest.postgres.relations.derive import Change, Wanted, changes, near
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 ADA = uuid.UUID(int=1)

@@ -4,7 +4,7 @@ import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 
 from drm_ingest.pipeline.attach.follow import Followed, OutOfStep
-from drm_ingest.postgres.positions import UNTOUCHED, Move
+from drm_ingest.postgres.store.positions import UNTOUCHED, Move
 
 A, B = TopicPartition("t", 0), TopicPartition("t", 1)
 

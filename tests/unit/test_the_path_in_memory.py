@@ -20,7 +20,7 @@ from drm_ingest.pipeline.enrich.context import Context
 from drm_ingest.pipeline.enrich.remembered import Remembered
 from drm_ingest.pipeline.enrich.steps import Steps
 from drm_ingest.pipeline.enrich.user_agent import UserAgents
-from drm_ingest.postgres.rows import Row
+from drm_ingest.postgres.store.rows import Row
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings
 

@@ -10,7 +10,7 @@ from drm_ingest.event import PARTY_PREFIX
 from drm_ingest.exchange.fields import invalid_field
 from drm_ingest.exchange.refused import LineCode, Refused
 from drm_ingest.exchange.taking import Became, Context
-from drm_ingest.postgres import bulk_devices as bulk
+from drm_ingest.postgres.bulk import devices as bulk
 from drm_ingest.serve.devices import DeviceDescription
 from drm_ingest.serve.shapes import Subject
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from drm_ingest.exchange import parquet
-from drm_ingest.postgres import unload
+from drm_ingest.postgres.bulk import unload
 from drm_ingest.postgres.pool import PASSING, connect
 from drm_ingest.settings import Settings
 

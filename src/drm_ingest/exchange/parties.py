@@ -11,8 +11,8 @@ from drm_ingest.errors import Refusal
 from drm_ingest.exchange.fields import invalid_field, refusal_of
 from drm_ingest.exchange.refused import LineCode, Refused
 from drm_ingest.exchange.taking import Became, Context
-from drm_ingest.postgres import bulk_parties as bulk
-from drm_ingest.postgres.parties import Reference
+from drm_ingest.postgres.bulk import parties as bulk
+from drm_ingest.postgres.registry.parties import Reference
 from drm_ingest.serve import parties as door
 from drm_ingest.serve.attributes import AttributeName, Origin, stored
 from drm_ingest.serve.shapes import Time

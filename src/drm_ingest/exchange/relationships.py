@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from drm_ingest.exchange.fields import invalid_field
 from drm_ingest.exchange.refused import LineCode, Refused
 from drm_ingest.exchange.taking import Became, Context
-from drm_ingest.postgres import bulk_relations as bulk
+from drm_ingest.postgres.bulk import relations as bulk
 from drm_ingest.serve.relationships import NewRelationship
 
 LINES = 2_000

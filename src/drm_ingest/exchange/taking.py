@@ -14,7 +14,7 @@ from drm_ingest.exchange.fit import LINE
 from drm_ingest.exchange.lines import File, Line, Unreadable
 from drm_ingest.exchange.mapping import Columns, Unmappable
 from drm_ingest.exchange.refused import ErrorFile, LineCode, Refused, ShareMax, Stopped
-from drm_ingest.postgres.bulk_parties import Meanwhile
+from drm_ingest.postgres.bulk.parties import Meanwhile
 from drm_ingest.postgres.pool import PASSING
 from drm_ingest.settings import Settings
 

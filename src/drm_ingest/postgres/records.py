@@ -13,9 +13,10 @@ from uuid import UUID
 
 import asyncpg
 
-from drm_ingest.postgres import attributes, links, parties
 from drm_ingest.postgres.record import cared_for, own, serviced, sold, supplied, tally, whole
 from drm_ingest.postgres.record.known import NOW, View
+from drm_ingest.postgres.registry import attributes, parties
+from drm_ingest.postgres.relations import links
 
 PARTS_MAX = 100
 """Of each list in the part that is of one kind: visits, batches, customers, codes of faults."""

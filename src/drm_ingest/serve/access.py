@@ -16,9 +16,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBasic, HTTPBasicC
 
 from drm_ingest.errors import Refusal
 from drm_ingest.guesses import Guesses
-from drm_ingest.postgres import registry
 from drm_ingest.postgres.credentials import KEY_PREFIX, key_hash
 from drm_ingest.postgres.pool import Pool
+from drm_ingest.postgres.registry import senders
 from drm_ingest.serve.problems import store_failures_refused
 from drm_ingest.settings import Settings
 
@@ -83,7 +83,7 @@ async def caller(
     # What cannot be a key is not worth a question to Postgres.
     if key.startswith(KEY_PREFIX) and len(key) <= KEY_CHARACTERS_MAX and key.isascii():
         with store_failures_refused(store.settings.retry_after_s):
-            row = await registry.sender_of_key(store.pool, key)
+            row = await senders.sender_of_key(store.pool, key)
     if row is None:
         store.guesses.failed(address, now)
         store.good.pop(hash_, None)

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from drm_ingest.errors import Rejected, json_pointer
 from drm_ingest.examine import refuse_unstorable
-from drm_ingest.postgres import attributes, links
+from drm_ingest.postgres.registry import attributes
+from drm_ingest.postgres.relations import links
 from drm_ingest.serve.access import Admin, Db, Stored
 from drm_ingest.serve.parties import InPath, known_party
 from drm_ingest.serve.problems import documented, invalid

@@ -7,8 +7,10 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from drm_ingest.errors import Refusal
-from drm_ingest.postgres import claims, parties, registry
-from drm_ingest.postgres.changes import HeldAlready
+from drm_ingest.postgres.registry import devices as stored
+from drm_ingest.postgres.registry import parties
+from drm_ingest.postgres.relations import claims
+from drm_ingest.postgres.relations.changes import HeldAlready
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Admin, Db, Stored, reader
 from drm_ingest.serve.devices import Device, DeviceId, known_device
@@ -62,11 +64,11 @@ async def list_(query: Annotated[DevicesQuery, Query()], db: Db, store: Stored) 
     after = pages.start(query, "devices", str)
     last: str | None
     if query.unclaimed:
-        found, reach = await registry.unclaimed(db, after, query.limit + 1, store.settings.devices_scanned_max)
+        found, reach = await stored.unclaimed(db, after, query.limit + 1, store.settings.devices_scanned_max)
         rows, cut = pages.cut(found, query)
         last = cut["subject"] if cut else reach
     else:
-        rows, cut = pages.cut(await registry.devices(db, after, query.limit + 1), query)
+        rows, cut = pages.cut(await stored.devices(db, after, query.limit + 1), query)
         last = cut and cut["subject"]
     return Page(
         items=[Device(**row, id=row["subject"]) for row in rows], next=last and pages.end(query, "devices", last)

@@ -8,8 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from drm_ingest.errors import Refusal
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres import records, registry, relationships
+from drm_ingest.postgres import records
 from drm_ingest.postgres.record import timeline
+from drm_ingest.postgres.registry import devices as stored
+from drm_ingest.postgres.relations import relationships
 from drm_ingest.serve import events
 from drm_ingest.serve.access import Db, Stored, admin, reader
 from drm_ingest.serve.activity import Activity, ViewQuery, activity
@@ -67,7 +69,7 @@ class DeviceRecord(Activity, Lineage, Device):  # the fields of the last come fi
 
 async def known_device(db: Db, id_: str) -> Device:
     """Return a device; raises not_found."""
-    row = await registry.device(db, id_)
+    row = await stored.device(db, id_)
     if row is None:
         detail = f"There is no device {id_}; its first event, a relation or PUT /v1/devices/… makes it known."
         raise Refusal("not_found", detail)
@@ -84,7 +86,7 @@ async def known_device(db: Db, id_: str) -> Device:
 async def put(device: DeviceId, body: DeviceDescription, response: Response, db: Db) -> Device:
     if device.startswith(PARTY_PREFIX):
         raise invalid(f"{PARTY_PREFIX} is how subjects that are parties begin.", parameter="device")
-    if await registry.put_device(db, device, body.model, body.firmware):
+    if await stored.put_device(db, device, body.model, body.firmware):
         response.status_code = 201
     return await known_device(db, device)
 

@@ -17,9 +17,11 @@ from drm_ingest.event import (
     UNLINKED,
     identity_source,
 )
-from drm_ingest.postgres import fates, links, parties, relationships
 from drm_ingest.postgres.record import timeline
 from drm_ingest.postgres.record.known import NOW, View
+from drm_ingest.postgres.registry import parties
+from drm_ingest.postgres.relations import links, relationships
+from drm_ingest.postgres.store import fates
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Anyone, Caller, Db
 from drm_ingest.serve.problems import documented

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstrai
 
 from drm_ingest import public_key
 from drm_ingest.errors import Refusal
-from drm_ingest.postgres import registry
+from drm_ingest.postgres.registry import senders as stored
 from drm_ingest.serve import pages, senders
 from drm_ingest.serve.access import Db, admin
 from drm_ingest.serve.keys import DeviceScope, Revoked
@@ -80,10 +80,10 @@ async def create_fleet_key(sender: UUID, body: NewFleetKey, db: Db) -> FleetKey:
     except public_key.BadKey as bad:
         raise invalid(str(bad), pointer="/public_key") from None
     try:
-        made = await registry.create_fleet_key(
-            db, sender, _kid(body), key, body.expires_at, registry.Scope(**body.scope.model_dump())
+        made = await stored.create_fleet_key(
+            db, sender, _kid(body), key, body.expires_at, stored.Scope(**body.scope.model_dump())
         )
-    except registry.KeyTaken as taken:
+    except stored.KeyTaken as taken:
         detail = f"The key or its kid is registered, or was: fleet key {taken.key} of sender {taken.sender}."
         raise Refusal("conflict", detail, sender=taken.sender, fleet_key=taken.key) from None
     return FleetKey.of(made)
@@ -94,7 +94,7 @@ async def list_fleet_keys(sender: UUID, query: Annotated[PageQuery, Query()], db
     list_ = f"fleet keys of {sender}"
     after = pages.start(query, list_, UUID)
     await senders.known(db, sender)
-    rows, last = pages.cut(await registry.fleet_keys(db, sender, after, query.limit + 1), query)
+    rows, last = pages.cut(await stored.fleet_keys(db, sender, after, query.limit + 1), query)
     return Page(items=[FleetKey.of(row) for row in rows], next=last and pages.end(query, list_, last["id"]))
 
 
@@ -105,7 +105,7 @@ async def list_fleet_keys(sender: UUID, query: Annotated[PageQuery, Query()], db
     responses=documented("not_found"),
 )
 async def revoke_fleet_key(sender: UUID, key: UUID, db: Db) -> Revoked:
-    revoked = await registry.revoke_fleet_key(db, sender, key)
+    revoked = await stored.revoke_fleet_key(db, sender, key)
     if revoked is None:
         detail = f"Sender {sender} has no fleet key {key}; GET /v1/senders/{sender}/fleet-keys lists them."
         raise Refusal("not_found", detail)

@@ -6,9 +6,9 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from drm_ingest.errors import Refusal
-from drm_ingest.postgres import hand_over as handing
-from drm_ingest.postgres import parties
-from drm_ingest.postgres.changes import EmptyRange, HeldAlready
+from drm_ingest.postgres.registry import parties
+from drm_ingest.postgres.relations import hand_over as handing
+from drm_ingest.postgres.relations.changes import EmptyRange, HeldAlready
 from drm_ingest.serve.access import Admin, Db
 from drm_ingest.serve.devices import DeviceId, known_device
 from drm_ingest.serve.problems import documented, invalid

@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from drm_ingest.errors import Refusal
 from drm_ingest.event import SUBJECT_CHARACTERS_MAX, TYPE_CHARACTERS_MAX
-from drm_ingest.postgres import registry
 from drm_ingest.postgres.credentials import KEY_PREFIX, PREFIX_CHARACTERS
+from drm_ingest.postgres.registry import senders as stored
 from drm_ingest.serve import pages, senders
 from drm_ingest.serve.access import Db, admin
 from drm_ingest.serve.problems import documented
@@ -125,8 +125,8 @@ class Revoked(BaseModel):
 )
 async def create_key(sender: UUID, response: Response, db: Db, body: NewKey | None = None) -> KeyShownOnce:
     body = body or NewKey(expires_at=None, scope=None)
-    scope = registry.Scope() if body.scope is None else registry.Scope(**body.scope.model_dump())
-    created = await registry.create_key(db, sender, body.expires_at, scope)
+    scope = stored.Scope() if body.scope is None else stored.Scope(**body.scope.model_dump())
+    created = await stored.create_key(db, sender, body.expires_at, scope)
     if created is None:
         raise senders.unknown(sender)
     row, key = created
@@ -139,7 +139,7 @@ async def list_keys(sender: UUID, query: Annotated[PageQuery, Query()], db: Db) 
     list_ = f"keys of {sender}"
     after = pages.start(query, list_, UUID)
     await senders.known(db, sender)
-    rows, last = pages.cut(await registry.keys(db, sender, after, query.limit + 1), query)
+    rows, last = pages.cut(await stored.keys(db, sender, after, query.limit + 1), query)
     return Page(items=[Key.of(row) for row in rows], next=last and pages.end(query, list_, last["id"]))
 
 
@@ -151,7 +151,7 @@ async def list_keys(sender: UUID, query: Annotated[PageQuery, Query()], db: Db) 
 )
 async def find_keys(query: Annotated[KeysQuery, Query()], db: Db) -> Page[KeyOfSender]:
     after = pages.start(query, "keys", UUID)
-    rows, last = pages.cut(await registry.keys_that_begin(db, query.prefix, after, query.limit + 1), query)
+    rows, last = pages.cut(await stored.keys_that_begin(db, query.prefix, after, query.limit + 1), query)
     return Page(items=[KeyOfSender.of(row) for row in rows], next=last and pages.end(query, "keys", last["id"]))
 
 
@@ -176,8 +176,8 @@ async def revoke_keys(sender: UUID, db: Db) -> Revoked:
 
 async def _revoke(db: Db, sender: UUID, key: UUID | None) -> Revoked:
     try:
-        revoked = await registry.revoke_keys(db, sender, key)
-    except registry.LastKey:
+        revoked = await stored.revoke_keys(db, sender, key)
+    except stored.LastKey:
         detail = "No administrator would be left with a key; make another one first."
         raise Refusal("conflict", detail) from None
     if revoked is None:

@@ -10,8 +10,10 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from drm_ingest.errors import Refusal
-from drm_ingest.postgres import link as linking
-from drm_ingest.postgres import links, parties, records
+from drm_ingest.postgres import records
+from drm_ingest.postgres.registry import parties
+from drm_ingest.postgres.relations import link as linking
+from drm_ingest.postgres.relations import links
 from drm_ingest.serve.access import Admin, Db, Stored
 from drm_ingest.serve.parties import InPath, known_party
 from drm_ingest.serve.problems import documented, invalid

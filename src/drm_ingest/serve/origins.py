@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from drm_ingest.postgres import attributes
+from drm_ingest.postgres.registry import attributes
 from drm_ingest.serve.access import Db, Stored, admin, reader
 from drm_ingest.serve.attributes import Origin
 from drm_ingest.serve.problems import documented, invalid

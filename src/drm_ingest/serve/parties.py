@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from drm_ingest import reference
 from drm_ingest.errors import Refusal, json_pointer
-from drm_ingest.postgres import parties
+from drm_ingest.postgres.registry import parties
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Db, Stored, admin, reader
 from drm_ingest.serve.problems import documented, invalid

@@ -5,8 +5,8 @@ from uuid import UUID
 import asyncpg
 from pydantic import BaseModel, Field
 
-from drm_ingest.postgres import predecessors
 from drm_ingest.postgres.record.known import View
+from drm_ingest.postgres.relations import predecessors
 from drm_ingest.serve.shapes import Time
 
 

@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from drm_ingest.errors import Refusal
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres import parties, relate
-from drm_ingest.postgres import relationships as stored
-from drm_ingest.postgres.changes import Claim, EmptyRange, HeldAlready
+from drm_ingest.postgres.registry import parties
+from drm_ingest.postgres.relations import relate
+from drm_ingest.postgres.relations import relationships as stored
+from drm_ingest.postgres.relations.changes import Claim, EmptyRange, HeldAlready
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Admin, Db, reader
 from drm_ingest.serve.problems import documented, invalid

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from drm_ingest.errors import Refusal
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres import replace as replacing
-from drm_ingest.postgres.changes import EmptyRange, HeldAlready, Say
+from drm_ingest.postgres.relations import replace as replacing
+from drm_ingest.postgres.relations.changes import EmptyRange, HeldAlready, Say
 from drm_ingest.serve.access import Admin, Db
 from drm_ingest.serve.devices import DeviceId, known_device
 from drm_ingest.serve.problems import documented, invalid

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Depends, Header, Response
 from pydantic import ConfigDict, Field
 
 from drm_ingest.errors import Refusal
-from drm_ingest.postgres import revise
-from drm_ingest.postgres.changes import ChangedMeanwhile, EmptyRange, HeldAlready, Say, Withdrawn
+from drm_ingest.postgres.relations import revise
+from drm_ingest.postgres.relations.changes import ChangedMeanwhile, EmptyRange, HeldAlready, Say, Withdrawn
 from drm_ingest.serve.access import Admin, Caller, Db
 from drm_ingest.serve.problems import documented, invalid
 from drm_ingest.serve.relationships import AssertedBy, Relationship, conflict, etag, not_there, shown

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from drm_ingest.errors import Refusal
-from drm_ingest.postgres import registry
+from drm_ingest.postgres.registry import senders as stored
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Db, admin
 from drm_ingest.serve.problems import documented, invalid
@@ -67,7 +67,7 @@ async def known(db: Db, sender: UUID) -> Mapping[str, Any]:
     Raises:
         Refusal: not_found.
     """
-    row: Mapping[str, Any] | None = await registry.sender(db, sender)
+    row: Mapping[str, Any] | None = await stored.sender(db, sender)
     if row is None:
         raise unknown(sender)
     return row
@@ -78,8 +78,8 @@ async def create(body: NewSender, response: Response, db: Db) -> Sender:
     if body.device is not None and body.role != "sender":
         raise invalid("Only the role sender can be bound to a device.", pointer="/device")
     try:
-        row = await registry.create_sender(db, body.name, body.role, body.device)
-    except registry.NameTaken as taken:
+        row = await stored.create_sender(db, body.name, body.role, body.device)
+    except stored.NameTaken as taken:
         detail = f"Sender {taken.sender} has that name; make a key for it, or choose another name."
         raise Refusal("conflict", detail, sender=taken.sender) from None
     response.headers["location"] = f"/v1/senders/{row['id']}"
@@ -89,7 +89,7 @@ async def create(body: NewSender, response: Response, db: Db) -> Sender:
 @routes.get("", summary="List senders", responses=documented())
 async def list_(query: Annotated[PageQuery, Query()], db: Db) -> Page[Sender]:
     after = pages.start(query, "senders", UUID)
-    rows, last = pages.cut(await registry.senders(db, after, query.limit + 1), query)
+    rows, last = pages.cut(await stored.senders(db, after, query.limit + 1), query)
     return Page(items=[Sender.of(row) for row in rows], next=last and pages.end(query, "senders", last["id"]))
 
 
@@ -105,7 +105,7 @@ async def read(sender: UUID, db: Db) -> Sender:
     responses=documented("not_found"),
 )
 async def set_quota(sender: UUID, body: Quota, db: Db) -> Sender:
-    row = await registry.set_quota(db, sender, body.model_dump())
+    row = await stored.set_quota(db, sender, body.model_dump())
     if row is None:
         raise unknown(sender)
     return Sender.of(row)

@@ -5,8 +5,8 @@ from time import monotonic, time
 from drm_ingest.metrics import Metrics
 from drm_ingest.outcome import Outcome
 from drm_ingest.pipeline.attach.decode import Decoded
-from drm_ingest.postgres.events import Stored
-from drm_ingest.postgres.rows import EPOCH
+from drm_ingest.postgres.store.events import Stored
+from drm_ingest.postgres.store.rows import EPOCH
 
 EPOCH_S = EPOCH.timestamp()
 

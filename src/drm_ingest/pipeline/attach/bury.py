@@ -8,7 +8,7 @@ from drm_ingest.kafka.dead_letters import DeadLetter
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.kafka.writer import RecordTooLarge, Writer
 from drm_ingest.pipeline.brake import Brake
-from drm_ingest.postgres.dead import Dead
+from drm_ingest.postgres.store.dead import Dead
 from drm_ingest.settings import Settings
 
 

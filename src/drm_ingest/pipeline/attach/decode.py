@@ -13,8 +13,8 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from drm_ingest.errors import EventCode
 from drm_ingest.event import identity_key, identity_source
 from drm_ingest.pipeline.splice import without
-from drm_ingest.postgres.dead import Dead
-from drm_ingest.postgres.rows import Packer, Row
+from drm_ingest.postgres.store.dead import Dead
+from drm_ingest.postgres.store.rows import Packer, Row
 
 RECORDS_A_TURN = 250  # about 1 ms
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 
-from drm_ingest.postgres.positions import UNTOUCHED, Move
+from drm_ingest.postgres.store.positions import UNTOUCHED, Move
 
 log = structlog.get_logger(__name__)
 

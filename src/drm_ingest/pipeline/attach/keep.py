@@ -9,9 +9,9 @@ from time import monotonic
 import structlog
 
 from drm_ingest.postgres.migrate import pending
-from drm_ingest.postgres.partitions import keep
 from drm_ingest.postgres.pool import PASSING, Pool
-from drm_ingest.postgres.rows import DAY_US, EPOCH, Row
+from drm_ingest.postgres.store.partitions import keep
+from drm_ingest.postgres.store.rows import DAY_US, EPOCH, Row
 from drm_ingest.postgres.trouble import in_words
 from drm_ingest.settings import Settings
 

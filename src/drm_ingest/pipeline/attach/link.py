@@ -17,11 +17,12 @@ import structlog
 
 from drm_ingest.metrics import Metrics
 from drm_ingest.pipeline.attach.ranges import Said, Span, ranges
-from drm_ingest.postgres import identities, parties
-from drm_ingest.postgres.changes import lock
-from drm_ingest.postgres.derive import Wanted, make_equal
-from drm_ingest.postgres.identities import Known, Settled
 from drm_ingest.postgres.pool import PASSING, Pool
+from drm_ingest.postgres.registry import parties
+from drm_ingest.postgres.relations import identities
+from drm_ingest.postgres.relations.changes import lock
+from drm_ingest.postgres.relations.derive import Wanted, make_equal
+from drm_ingest.postgres.relations.identities import Known, Settled
 from drm_ingest.settings import Settings
 
 SUBJECTS_MAX = 100  # asked for at a time

@@ -22,9 +22,10 @@ from drm_ingest.event import CONTENT_TYPE_EVENT, PARTY_PREFIX
 from drm_ingest.kafka.topics import Topics
 from drm_ingest.kafka.writer import NotAcknowledged, Outgoing, Writer
 from drm_ingest.metrics import Metrics
-from drm_ingest.postgres import outbox, pool
-from drm_ingest.postgres.outbox import NotTheRelay
+from drm_ingest.postgres import pool
 from drm_ingest.postgres.pool import PASSING
+from drm_ingest.postgres.relations import outbox
+from drm_ingest.postgres.relations.outbox import NotTheRelay
 from drm_ingest.settings import Settings
 
 TYPE = "drm.relationship.changed"

@@ -40,9 +40,9 @@ from drm_ingest.pipeline.attach.link import Linker
 from drm_ingest.pipeline.attach.relay import Relay
 from drm_ingest.pipeline.attach.total import Totaller
 from drm_ingest.pipeline.brake import Brake, Braked
-from drm_ingest.postgres.events import Batch, EventStore
 from drm_ingest.postgres.pool import PASSING, open_pool
-from drm_ingest.postgres.positions import UNTOUCHED, Fenced, Move, Owner
+from drm_ingest.postgres.store.events import Batch, EventStore
+from drm_ingest.postgres.store.positions import UNTOUCHED, Fenced, Move, Owner
 from drm_ingest.postgres.trouble import in_words
 from drm_ingest.schema import Schemas
 from drm_ingest.settings import Settings

@@ -19,8 +19,8 @@ from drm_ingest.kafka.writer import Outgoing, Writer
 from drm_ingest.metrics import Metrics
 from drm_ingest.pipeline.letters.find import Letter, Position, Wanted, find
 from drm_ingest.pipeline.letters.mend import CannotReplay, identity, outgoing
-from drm_ingest.postgres import fates
 from drm_ingest.postgres.pool import PASSING, connect
+from drm_ingest.postgres.store import fates
 from drm_ingest.settings import Settings
 
 ROUND_MAX = 200

@@ -8,9 +8,9 @@ One statement sees one snapshot, so both sources agree. All of it is driven by i
 that: per span one range of subject_day and at most two of event.
 """
 
-from drm_ingest.postgres.predecessors import LINE
 from drm_ingest.postgres.record.about import ABOUT, SPAN
 from drm_ingest.postgres.record.known import UNTIL
+from drm_ingest.postgres.relations.predecessors import LINE
 
 
 def cut(spans: str) -> str:

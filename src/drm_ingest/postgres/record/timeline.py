@@ -13,11 +13,11 @@ from uuid import UUID
 import asyncpg
 from msgspec import Meta
 
-from drm_ingest.postgres import links
 from drm_ingest.postgres.record.about import ABOUT, SPAN
 from drm_ingest.postgres.record.known import AT, NOW, RELATION, STARTED, UNTIL, View, holds, kin
 from drm_ingest.postgres.record.rare import CONTACT, FAULT, RATING
 from drm_ingest.postgres.record.tally import WHOLE_SUBJECT
+from drm_ingest.postgres.relations import links
 
 BEGUN, ENDED = "relationship.begun", "relationship.ended"
 EVENT_RANK = 2  # an end is 0, a beginning 1

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import asyncpg
 
-from drm_ingest.postgres.links import group
+from drm_ingest.postgres.relations.links import group
 
 # Of the parties after $1 in order, at most $2: who may be large, by itself or with those linked to it ($3 at least).
 _SWEPT = """

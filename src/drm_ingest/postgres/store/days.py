@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import asyncpg
 from msgspec import Raw
 
-from drm_ingest.postgres.rows import DAY_COLUMNS, DAY_US, Row, copy_stream, pack_day
+from drm_ingest.postgres.store.rows import DAY_COLUMNS, DAY_US, Row, copy_stream, pack_day
 
 STAGE = "create temporary table staged_day (like subject_day) on commit delete rows"
 

@@ -11,10 +11,10 @@ from uuid import UUID
 
 import asyncpg
 
-from drm_ingest.postgres import claims, relate, revise
-from drm_ingest.postgres.changes import Claim, Say, lock
-from drm_ingest.postgres.links import group
-from drm_ingest.postgres.relationships import ROW
+from drm_ingest.postgres.relations import claims, relate, revise
+from drm_ingest.postgres.relations.changes import Claim, Say, lock
+from drm_ingest.postgres.relations.links import group
+from drm_ingest.postgres.relations.relationships import ROW
 
 
 class NotTheOwner(Exception):

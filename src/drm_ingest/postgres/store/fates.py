@@ -7,7 +7,7 @@ from uuid import UUID
 import asyncpg
 
 from drm_ingest.event import identity_key
-from drm_ingest.postgres import identities
+from drm_ingest.postgres.relations import identities
 
 DEAD_LETTERS_MAX = 20
 

@@ -12,8 +12,8 @@ import asyncpg
 
 from drm_ingest.errors import EventCode
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres.dead import Dead
-from drm_ingest.postgres.rows import EPOCH, EVENT_COLUMNS, Row
+from drm_ingest.postgres.store.dead import Dead
+from drm_ingest.postgres.store.rows import EPOCH, EVENT_COLUMNS, Row
 
 _TEXTS = EVENT_COLUMNS[3:-1]
 _TAKEN_BACK = "DRM00"

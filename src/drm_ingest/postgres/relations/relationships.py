@@ -11,8 +11,8 @@ from uuid import UUID
 import asyncpg
 
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres.parties import find_party
 from drm_ingest.postgres.record.known import AT, RELATION, STARTED, View
+from drm_ingest.postgres.registry.parties import find_party
 
 ROW = """
 select id, version, subject, role, party, batch, lower(valid) as valid_from, upper(valid) as valid_to,

@@ -18,11 +18,13 @@ from aiokafka import TopicPartition
 from drm_ingest import reference
 from drm_ingest.errors import EventCode
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres import days, dead, identities, pool, positions, refusals
-from drm_ingest.postgres.dead import Dead
-from drm_ingest.postgres.positions import Move, Owner
-from drm_ingest.postgres.refusals import refuses_row
-from drm_ingest.postgres.rows import EVENT_COLUMNS, IDENTITY_COLUMNS, Row, copy_stream
+from drm_ingest.postgres import pool
+from drm_ingest.postgres.relations import identities
+from drm_ingest.postgres.store import days, dead, positions, refusals
+from drm_ingest.postgres.store.dead import Dead
+from drm_ingest.postgres.store.positions import Move, Owner
+from drm_ingest.postgres.store.refusals import refuses_row
+from drm_ingest.postgres.store.rows import EVENT_COLUMNS, IDENTITY_COLUMNS, Row, copy_stream
 from drm_ingest.settings import Settings
 
 STAGED_BATCHES = 8

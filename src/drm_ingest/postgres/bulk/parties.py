@@ -12,8 +12,8 @@ from uuid import UUID
 
 import asyncpg
 
-from drm_ingest.postgres import bulk_said as said
-from drm_ingest.postgres.parties import Reference
+from drm_ingest.postgres.bulk import said
+from drm_ingest.postgres.registry.parties import Reference
 
 
 class Meanwhile(Exception):

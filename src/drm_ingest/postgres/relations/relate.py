@@ -12,9 +12,9 @@ from uuid import UUID
 import asyncpg
 
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres import moves
-from drm_ingest.postgres.changes import Claim, EmptyRange, Locked, empty, excluded, lock, note
-from drm_ingest.postgres.relationships import ROW
+from drm_ingest.postgres.relations import moves
+from drm_ingest.postgres.relations.changes import Claim, EmptyRange, Locked, empty, excluded, lock, note
+from drm_ingest.postgres.relations.relationships import ROW
 
 
 class UnknownRole(Exception):

@@ -13,8 +13,8 @@ from uuid import UUID
 import asyncpg
 
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres.links import group
 from drm_ingest.postgres.record.tally import TALLY
+from drm_ingest.postgres.relations.links import group
 
 Ranges = Sequence[asyncpg.Range]
 """Disjoint and in order: a tstzmultirange."""

@@ -9,7 +9,7 @@ import asyncpg
 from aiokafka import ConsumerRecord
 
 from drm_ingest.errors import EventCode
-from drm_ingest.postgres.rows import Row
+from drm_ingest.postgres.store.rows import Row
 
 REASON_CHARACTERS_MAX = 300
 

@@ -1,4 +1,4 @@
-"""Many devices at once, as registry.put_device has one; what a file does not say of a device stays as it is."""
+"""Many devices at once, as registry/devices.py has one; what a file does not say of a device stays as it is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

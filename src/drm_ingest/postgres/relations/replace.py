@@ -14,10 +14,10 @@ from uuid import UUID
 
 import asyncpg
 
-from drm_ingest.postgres import relate, revise
-from drm_ingest.postgres.changes import Claim, Locked, Say, lock
-from drm_ingest.postgres.predecessors import PREDECESSORS_MAX, REPLACEMENT, predecessors, replaced_by
-from drm_ingest.postgres.relationships import ROW, relationship
+from drm_ingest.postgres.relations import relate, revise
+from drm_ingest.postgres.relations.changes import Claim, Locked, Say, lock
+from drm_ingest.postgres.relations.predecessors import PREDECESSORS_MAX, REPLACEMENT, predecessors, replaced_by
+from drm_ingest.postgres.relations.relationships import ROW, relationship
 
 REPLACEMENTS = 0x64726D_7265706C  # "drm" "repl": the advisory lock of whoever changes one; two could make a circle
 

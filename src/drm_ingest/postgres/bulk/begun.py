@@ -1,4 +1,4 @@
-"""Many relations that begin are written down, with what each moved; what may begin, bulk_relations.py has judged."""
+"""Many relations that begin are written down, with what each moved; what may begin, relations.py has judged."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from uuid import UUID
 import asyncpg
 import orjson
 
-from drm_ingest.postgres import changes, moves
-from drm_ingest.postgres.bulk_known import Wanted
-from drm_ingest.postgres.links import group
+from drm_ingest.postgres.bulk.known import Wanted
+from drm_ingest.postgres.relations import changes, moves
+from drm_ingest.postgres.relations.links import group
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from uuid import UUID
 
 import asyncpg
 
-from drm_ingest.postgres import moves
-from drm_ingest.postgres.changes import write
-from drm_ingest.postgres.links import group
+from drm_ingest.postgres.relations import moves
+from drm_ingest.postgres.relations.changes import write
+from drm_ingest.postgres.relations.links import group
 
 _EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 

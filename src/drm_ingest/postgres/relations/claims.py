@@ -14,9 +14,9 @@ from uuid import UUID
 
 import asyncpg
 
-from drm_ingest.postgres import relate
-from drm_ingest.postgres.changes import Claim, lock
-from drm_ingest.postgres.relationships import relationship
+from drm_ingest.postgres.relations import relate
+from drm_ingest.postgres.relations.changes import Claim, lock
+from drm_ingest.postgres.relations.relationships import relationship
 
 CHARACTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 """Crockford's base 32: what people take for one another is one."""

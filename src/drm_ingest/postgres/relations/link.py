@@ -13,10 +13,10 @@ from uuid import UUID
 import asyncpg
 
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres import moves
-from drm_ingest.postgres.changes import write
-from drm_ingest.postgres.links import LINK, OPEN, group
 from drm_ingest.postgres.record import tally
+from drm_ingest.postgres.relations import moves
+from drm_ingest.postgres.relations.changes import write
+from drm_ingest.postgres.relations.links import LINK, OPEN, group
 
 _LINKS = 0x64726D_6C696E6B  # "drm" "link": the advisory lock of whoever changes a link; two could join too many parties
 

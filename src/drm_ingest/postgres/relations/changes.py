@@ -20,8 +20,8 @@ from uuid import UUID
 import asyncpg
 import orjson
 
-from drm_ingest.postgres import moves
-from drm_ingest.postgres.relationships import ROW
+from drm_ingest.postgres.relations import moves
+from drm_ingest.postgres.relations.relationships import ROW
 
 Locked = tuple[datetime, datetime]
 """The time, and when changes are recorded, once a subject is locked."""

@@ -11,7 +11,7 @@ import msgspec
 import orjson
 
 from drm_ingest.event import LINKED, PARTY_PREFIX, UNLINKED
-from drm_ingest.postgres.rows import EPOCH, Row
+from drm_ingest.postgres.store.rows import EPOCH, Row
 from drm_ingest.reference import NotAReference, kept
 
 DEFAULT_ROLE = "user"

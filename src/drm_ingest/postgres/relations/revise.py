@@ -6,8 +6,8 @@ from uuid import UUID
 
 import asyncpg
 
-from drm_ingest.postgres import moves
-from drm_ingest.postgres.changes import (
+from drm_ingest.postgres.relations import moves
+from drm_ingest.postgres.relations.changes import (
     ChangedMeanwhile,
     Claim,
     EmptyRange,
@@ -19,7 +19,7 @@ from drm_ingest.postgres.changes import (
     lock,
     note,
 )
-from drm_ingest.postgres.relationships import ROW
+from drm_ingest.postgres.relations.relationships import ROW
 
 
 class Unchanged:

@@ -9,10 +9,10 @@ from uuid import UUID
 import asyncpg
 
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres import bulk_known as found
-from drm_ingest.postgres import changes
-from drm_ingest.postgres.bulk_begun import Fresh, write
-from drm_ingest.postgres.bulk_known import Held, Known, Wanted
+from drm_ingest.postgres.bulk import known as found
+from drm_ingest.postgres.bulk.begun import Fresh, write
+from drm_ingest.postgres.bulk.known import Held, Known, Wanted
+from drm_ingest.postgres.relations import changes
 
 __all__ = ["Became", "Held", "Imagined", "Impossible", "Misfit", "NoParty", "Wanted", "begin_many"]
 

@@ -1,0 +1,1 @@
+"""Many at once, in and out, under the rules of single ones."""

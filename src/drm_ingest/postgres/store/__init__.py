@@ -1,0 +1,1 @@
+"""Storing events, exactly once in effect, and what became of each."""
