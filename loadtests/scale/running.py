@@ -36,7 +36,9 @@ def up(folder: Path, port: int) -> Iterator[dict[str, Any]]:
     try:
         deadline = time.monotonic() + READY_WITHIN_S
         while not ready.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None:
+                raise SystemExit(f"it ended before it was ready; {log} says why")
+            if time.monotonic() > deadline:
                 raise SystemExit(f"it was not ready within {READY_WITHIN_S:g} s; {log} says why")
             time.sleep(0.1)
         yield json.loads(ready.read_text()) | {"topic_prefix": prefix}
