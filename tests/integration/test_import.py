@@ -300,6 +300,52 @@ async def test_relations_come_in_under_the_rules_of_the_door_and_are_written_dow
     assert "made 0 · changed 0 · the same 5 · refused 6" in import_("relationships", file).stderr
 
 
+async def test_a_relation_of_linked_parties_moves_what_is_about_all_of_them_and_one_among_them_nothing(
+    db: asyncpg.Connection, import_: Import, tmp_path: Path
+) -> None:
+    nuts = [{"kind": "supplier", "name": name, "refs": {"erp": name}} for name in ("Nuts", "Bolts")]
+    import_("parties", write_lines(tmp_path / "parties.ndjson", [*PARTIES, *nuts]))
+    id_of = {row["name"]: row["id"] for row in await db.fetch("select name, id from party")}
+    for one, other in (("Ada", "Ben"), ("Nuts", "Bolts")):
+        await db.execute(
+            "insert into party_link (party, other, kind, reason, asserted_by, recorded) "
+            "select id, $2, kind, 'same card', 'office', tstzrange(now(), null) from party where id = $1",
+            *sorted((id_of[one], id_of[other])),
+        )
+    noon = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    for about in ("party:crm:1", "party:crm:2", f"party:{id_of['Ben']}", "party:erp:Nuts"):
+        await db.execute(
+            "insert into event "
+            "(occurred_at, received_at, content_hash, subject, source, id, type, time_quality, sender) "
+            "values ($1, $1, gen_random_uuid(), $2, '', '1', 'support.contact', 'sent', 'x')",
+            noon, about,
+        )  # fmt: skip
+        await db.execute(
+            "insert into subject_day (day, events, last_at, last_hash, subject, type) "
+            "values ($1, 1, $2, gen_random_uuid(), $3, 'support.contact')",
+            noon.date(), noon, about,
+        )  # fmt: skip
+    claims = [
+        {"subject": "party:crm:1", "role": "buys_from", "party": "erp:n", "valid_from": "2026-03-01T00:00:00Z"},
+        # What is there by the one relation does not come once more by the other, of this file or of the next.
+        {"subject": "party:crm:2", "role": "buys_from", "party": "erp:n", "valid_from": "2026-02-01T00:00:00Z"},
+        {"subject": "party:erp:Nuts", "role": "supplies", "party": "erp:Bolts"},
+    ]
+    import_("relationships", write_lines(tmp_path / "relations.ndjson", claims))
+    again = {**claims[0], "valid_from": "2026-01-01T00:00:00Z", "valid_to": "2026-02-15T00:00:00Z"}
+    import_("relationships", write_lines(tmp_path / "more.ndjson", [again]))
+    changes = await db.fetch(
+        "select change.role, starts, ends, events from relationship_change change "
+        "left join relationship_move using (number) order by number"
+    )
+    assert [tuple(row) for row in changes] == [
+        ("buys_from", datetime(2026, 3, 1, tzinfo=UTC), None, 3),
+        ("buys_from", datetime(2026, 2, 1, tzinfo=UTC), datetime(2026, 3, 1, tzinfo=UTC), 0),
+        ("supplies", None, None, None),
+        ("buys_from", datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC), 0),
+    ]
+
+
 async def test_relations_learnt_after_their_events_tell_what_they_moved_as_those_of_the_door_do(
     db: asyncpg.Connection, import_: Import, tmp_path: Path
 ) -> None:

@@ -1,6 +1,6 @@
 """Many relations that begin are written down, with what each moved; what may begin, relations.py has judged."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -8,6 +8,7 @@ from uuid import UUID
 import asyncpg
 import orjson
 
+from drm_ingest.event import PARTY_PREFIX
 from drm_ingest.postgres.bulk.known import Wanted
 from drm_ingest.postgres.relations import changes, moves
 from drm_ingest.postgres.relations.links import group
@@ -24,31 +25,34 @@ class Fresh:
     of: Wanted
 
 
-# What each line adds to what its party, and those linked with it, hold: beside what is there and the lines before it.
+# What each line adds to what its party, and those linked with it, hold on its subject, and those linked with that,
+# beside what is there and the lines before it. `what` and `whose` are the first of those linked.
 _GAINED = """
 with fresh as (
-    select line, subject, shared, tstzrange(starts, ends) as valid
+    select line, what, whose, tstzrange(starts, ends) as valid
     from unnest($1::text[], $2::uuid[], $3::timestamptz[], $4::timestamptz[])
-        with ordinality as fresh (subject, shared, starts, ends, line)
+        with ordinality as fresh (what, whose, starts, ends, line)
 ),
-member as (select * from unnest($5::uuid[], $6::uuid[]) as member (shared, party)),
+about as (select * from unnest($5::text[], $6::text[]) as about (what, subject)),
+member as (select * from unnest($7::uuid[], $8::uuid[]) as member (whose, party)),
 before as (
-    select subject, shared, range_agg(relationship.valid) as held
-    from (select distinct subject, shared from fresh) as pair
-    join member using (shared)
+    select what, whose, range_agg(relationship.valid) as held
+    from (select distinct what, whose from fresh) as pair
+    join about using (what)
+    join member using (whose)
     join relationship using (subject, party)
     where upper_inf(recorded)
-    group by subject, shared
+    group by what, whose
 ),
 gained as (
-    select line, subject, unnest(
+    select line, unnest(
         tstzmultirange(valid) - coalesce(held, '{}')
-        - coalesce(range_agg(valid) over (partition by subject, shared order by line
+        - coalesce(range_agg(valid) over (partition by what, whose order by line
                                           rows between unbounded preceding and 1 preceding), '{}')
     ) as during
-    from fresh left join before using (subject, shared)
+    from fresh left join before using (what, whose)
 )
-select line::int - 1 as line, subject, lower(during) as starts, upper(during) as ends
+select line::int - 1 as line, lower(during) as starts, upper(during) as ends
 from gained order by line, lower(during) nulls first"""
 
 _WITH_EVENTS = """
@@ -112,28 +116,46 @@ def _detail(of: Wanted) -> str:
 
 async def _moved(db: asyncpg.Connection, fresh: Sequence[Fresh]) -> list[tuple[int, moves.Move]]:
     """Return what each line brings its party, as moves.between: only gains, for nothing is taken from anybody."""
-    parties = list({one.party for one in fresh})
-    linked = await db.fetch(_LINKED, parties)
-    shared: dict[UUID, UUID] = dict(zip(parties, parties, strict=True))
-    members = dict.fromkeys(zip(parties, parties, strict=True))
-    for row in linked:
-        together = await group(db, row["party"])
-        shared[row["party"]] = together[0]
-        members |= dict.fromkeys((together[0], party) for party in together)
+    groups = await _groups(db, {of for one in fresh for of in (one.party, _subject_party(one)) if of is not None})
+    about = {one.subject: _about(one, groups) for one in fresh}
+    # A relation to oneself, now that they are linked, brings nothing.
+    lines = [line for line, one in enumerate(fresh) if one.party not in groups.get(_subject_party(one), ())]
+    if not lines:
+        return []
     rows = await db.fetch(
         _GAINED,
-        *_columns((one.subject, shared[one.party], one.of.valid_from, one.of.valid_to) for one in fresh),
-        *_columns(members),
+        *_columns(
+            (about[one.subject][0], groups[one.party][0], one.of.valid_from, one.of.valid_to)
+            for one in (fresh[line] for line in lines)
+        ),
+        *_columns(sorted({(subjects[0], subject) for subjects in about.values() for subject in subjects})),
+        *_columns(sorted({(parties[0], party) for parties in groups.values() for party in parties})),
     )
-    with_events = {
-        row["subject"] for row in await db.fetch(_WITH_EVENTS, list({row["subject"] for row in rows}))
-    }  # fmt: skip
+    gained = [(lines[row["line"]], row["starts"], row["ends"]) for row in rows]
+    asked = sorted({subject for line, _, _ in gained for subject in about[fresh[line].subject]})
+    with_events = {row["subject"] for row in await db.fetch(_WITH_EVENTS, asked)}
     moved = []
-    for row in rows:
-        counts = (
-            await moves.counted(db, [row["subject"]], row["starts"], row["ends"])
-            if row["subject"] in with_events
-            else {}
-        )
-        moved.append((row["line"], moves.Move(fresh[row["line"]].party, "gained", row["starts"], row["ends"], counts)))
+    for line, starts, ends in gained:
+        subjects = [subject for subject in about[fresh[line].subject] if subject in with_events]
+        counts = await moves.counted(db, subjects, starts, ends) if subjects else {}
+        moved.append((line, moves.Move(fresh[line].party, "gained", starts, ends, counts)))
     return moved
+
+
+async def _groups(db: asyncpg.Connection, parties: Collection[UUID]) -> dict[UUID | None, Sequence[UUID]]:
+    """Return of each party those who share one record with it, itself among them, by age."""
+    groups: dict[UUID | None, Sequence[UUID]] = {party: [party] for party in parties}
+    for row in await db.fetch(_LINKED, list(parties)):
+        if len(groups[row["party"]]) == 1:
+            together = await group(db, row["party"])
+            groups |= dict.fromkeys(together, together)
+    return groups
+
+
+def _subject_party(one: Fresh) -> UUID | None:
+    return UUID(one.subject.removeprefix(PARTY_PREFIX)) if one.subject.startswith(PARTY_PREFIX) else None
+
+
+def _about(one: Fresh, groups: Mapping[UUID | None, Sequence[UUID]]) -> Sequence[str]:
+    """Return the subjects whose events are on one record: those of linked parties, or the device alone."""
+    return [f"{PARTY_PREFIX}{same}" for same in groups.get(_subject_party(one), ())] or [one.subject]
