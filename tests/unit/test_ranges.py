@@ -37,9 +37,9 @@ def any_said(draw: st.DrawFn) -> Said:
     role, linked = draw(st.sampled_from(ROLES)), draw(st.booleans())
     party = draw(st.sampled_from(PARTIES if linked else (*PARTIES, None)))
     sequence = draw(st.none() | st.sampled_from(["2", "9", "10"]))
-    return Said(
-        draw(times), linked, party, role, role == "owner", sequence, draw(st.binary(min_size=1, max_size=1)), "app"
-    )
+    # Of one content there is one hash, and of one hash one content.
+    hash_ = draw(st.binary(min_size=1, max_size=1)) + (b"" if party is None else party.bytes) + role.encode()
+    return Said(draw(times), linked, party, role, role == "owner", sequence, hash_, "app")
 
 
 @st.composite
