@@ -6,13 +6,16 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 
+from drm_ingest.postgres.bulk.relations import Held, Imagined, Wanted, begin_many
 from drm_ingest.postgres.roles import ensure_login
 from drm_ingest.settings import Settings
 
@@ -298,6 +301,38 @@ async def test_relations_come_in_under_the_rules_of_the_door_and_are_written_dow
         (f"party:{ada}", "buys_from", "begun", None, "gained", None, None, 0),
     ]
     assert "made 0 · changed 0 · the same 5 · refused 6" in import_("relationships", file).stderr
+
+
+class Compared(datetime):
+    """A time that counts how often it was looked at."""
+
+    times = 0
+
+    def __lt__(self, other: Any) -> bool:
+        Compared.times += 1
+        return super().__lt__(other)
+
+    def __le__(self, other: Any) -> bool:
+        Compared.times += 1
+        return super().__le__(other)
+
+
+async def test_a_subject_of_very_many_lines_does_not_have_each_held_against_all_others(
+    db: asyncpg.Connection, import_: Import, tmp_path: Path
+) -> None:
+    import_("parties", write_lines(tmp_path / "parties.ndjson", PARTIES))
+    days = [Compared(2020, 1, 1, tzinfo=UTC) + timedelta(days=n) for n in range(1001)]
+    lines = [
+        Wanted("m-1", "owner", f"crm:{1 + n % 2}", starts, ends, None, "office", None)
+        for n, (starts, ends) in enumerate(pairwise(days))
+    ]
+    imagined = Imagined()
+    assert await begin_many(db, lines, imagined) == ["made"] * 1000
+    assert await begin_many(db, lines, imagined) == ["same"] * 1000
+    meanwhile = [replace(line, valid_from=line.valid_from + timedelta(hours=1)) for line in lines if line.valid_from]
+    refused_by = await begin_many(db, meanwhile, imagined)
+    assert [one.valid_from for one in refused_by if isinstance(one, Held)] == days[:-1]
+    assert len(refused_by) < Compared.times < 100_000  # each against each other it were some millions
 
 
 async def test_a_relation_of_linked_parties_moves_what_is_about_all_of_them_and_one_among_them_nothing(

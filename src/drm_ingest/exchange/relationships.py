@@ -29,7 +29,7 @@ class Relationships:
 
     def __init__(self, context: Context) -> None:
         self._asserted_by = context.asserted_by
-        self._imagined: bulk.Imagined | None = {} if context.dry_run else None
+        self._imagined: bulk.Imagined | None = bulk.Imagined() if context.dry_run else None
 
     def read(self, fields: Any) -> bulk.Wanted:
         """Return the relation of a line, under the rules of the door; without valid_from it held since ever.

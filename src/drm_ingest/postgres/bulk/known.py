@@ -1,13 +1,16 @@
 """What many relations are held against: their parties, the rules, and what is there, read once it is locked."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from bisect import bisect_right, insort
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from uuid import UUID
 
 import asyncpg
 
 from drm_ingest.event import PARTY_PREFIX
+
+EVER, NEVER = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,44 @@ class Held:
     valid_to: datetime | None
 
 
+class Taken:
+    """Relations in which one is found without looking at each, for a subject of a file may have very many.
+
+    Of one slot (the role, unless it excludes others with party and batch) no two hold at one time, as the constraint
+    relationship_held_once has it: in order of time they begin and end.
+    """
+
+    def __init__(self) -> None:
+        self._exact: set[tuple[str, Held]] = set()
+        self._slots: dict[Hashable, list[Held]] = {}
+
+    def add(self, subject: str, held: Held, *, exclusive: bool) -> None:
+        self._exact.add((subject, replace(held, id=None)))
+        insort(self._slots.setdefault(_slot(subject, held, exclusive), []), held, key=_first)
+
+    def same(self, subject: str, wanted: Held) -> bool:
+        """Return whether it is there just so."""
+        return (subject, replace(wanted, id=None)) in self._exact
+
+    def excluding(self, subject: str, wanted: Held, *, exclusive: bool) -> Held | None:
+        """Return the first that excludes it."""
+        there = self._slots.get(_slot(subject, wanted, exclusive), [])
+        at = bisect_right(there, _first(wanted), key=_last)
+        return there[at] if at < len(there) and _first(there[at]) < _last(wanted) else None
+
+
+def _slot(subject: str, held: Held, exclusive: bool) -> Hashable:
+    return (subject, held.role) if exclusive else (subject, held.role, held.party, held.batch)
+
+
+def _first(held: Held) -> datetime:
+    return EVER if held.valid_from is None else held.valid_from
+
+
+def _last(held: Held) -> datetime:
+    return NEVER if held.valid_to is None else held.valid_to
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """What the rules are held against."""
@@ -44,8 +85,8 @@ class Known:
     """By every name that is used: id and kind."""
     joins: Mapping[tuple[str, str], Mapping[str, bool]]
     """By role and kind of the subject: the kinds of parties, and whether it excludes others."""
-    held: dict[str, list[Held]]
-    """By subject, those that are open."""
+    taken: Sequence[Taken]
+    """What is there; beside it, in a dry run, what lines before would have made."""
 
 
 async def parties(db: asyncpg.Connection, wanted: Sequence[Wanted]) -> dict[str, tuple[UUID, str]]:
@@ -100,12 +141,12 @@ async def joins(db: asyncpg.Connection) -> dict[tuple[str, str], dict[str, bool]
     return joins
 
 
-async def open_relations(db: asyncpg.Connection, subjects: Sequence[str]) -> dict[str, list[Held]]:
-    held: dict[str, list[Held]] = {}
+async def open_relations(db: asyncpg.Connection, subjects: Sequence[str]) -> Taken:
+    taken = Taken()
     for row in await db.fetch(
-        "select id, subject, role, party, batch, lower(valid) as valid_from, upper(valid) as valid_to "
-        "from relationship where subject = any ($1::text[]) and upper_inf(recorded)",
+        "select id, subject, role, party, batch, exclusive, lower(valid) as valid_from, upper(valid) as valid_to "
+        "from relationship where subject = any ($1::text[]) and upper_inf(recorded) order by lower(valid) nulls first",
         subjects,
     ):
-        held.setdefault(row["subject"], []).append(Held(**{name: row[name] for name in Held.__slots__}))
-    return held
+        taken.add(row["subject"], Held(**{name: row[name] for name in Held.__slots__}), exclusive=row["exclusive"])
+    return taken

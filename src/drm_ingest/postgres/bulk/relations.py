@@ -1,8 +1,7 @@
 """Many relations at once, under the rules of single ones (relate.py), and written down like them (changes.py)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
@@ -11,7 +10,7 @@ import asyncpg
 from drm_ingest.event import PARTY_PREFIX
 from drm_ingest.postgres.bulk import known as found
 from drm_ingest.postgres.bulk.begun import Fresh, write
-from drm_ingest.postgres.bulk.known import Held, Known, Wanted
+from drm_ingest.postgres.bulk.known import Held, Known, Taken, Wanted
 from drm_ingest.postgres.relations import changes
 
 __all__ = ["Became", "Held", "Imagined", "Impossible", "Misfit", "NoParty", "Wanted", "begin_many"]
@@ -45,8 +44,8 @@ class Impossible:
 
 
 Became = Literal["made", "same"] | NoParty | Misfit | Impossible | Held
-Imagined = dict[str, list[Held]]
-"""By subject, what a dry run would have made."""
+Imagined = Taken
+"""What a dry run would have made."""
 
 
 async def begin_many(
@@ -59,21 +58,17 @@ async def begin_many(
     parties = await found.parties(db, wanted)
     subjects = sorted({subject for line in wanted if (subject := _subject(line, parties)) is not None})
     recorded_at = await found.locked(db, subjects) if imagined is None else None
-    known = Known(parties, await found.joins(db), await found.open_relations(db, subjects))
-    if imagined is not None:
-        for subject in subjects:
-            known.held.setdefault(subject, []).extend(imagined.get(subject, ()))
+    there = await found.open_relations(db, subjects)
+    made = there if imagined is None else imagined
+    known = Known(parties, await found.joins(db), [there] if imagined is None else [there, imagined])
     ids = await db.fetch("select uuidv7() as id from generate_series(1, $1)", len(wanted))
     fresh: list[Fresh] = []
     became: list[Became] = []
     for line, row in zip(wanted, ids, strict=True):
         one = _judged(line, row["id"], known)
         if isinstance(one, Fresh):
-            held = Held(None if imagined is not None else one.id, line.role, one.party, line.batch, line.valid_from,
-                        line.valid_to)  # fmt: skip
-            known.held.setdefault(one.subject, []).append(held)
-            if imagined is not None:
-                imagined.setdefault(one.subject, []).append(held)
+            id_ = one.id if imagined is None else None
+            made.add(one.subject, _held(line, one.party, id_), exclusive=one.exclusive)
             fresh.append(one)
             became.append("made")
         else:
@@ -105,7 +100,7 @@ def _judged(line: Wanted, id_: UUID, known: Known) -> Fresh | Became:
     if party[1] not in kinds:
         return Misfit(of_subject, party[1], sorted(kinds))
     fresh = Fresh(id_, subject, of_subject, party[0], party[1], kinds[party[1]], line)
-    return _beside(fresh, known.held.get(subject, ()))
+    return _beside(fresh, known.taken)
 
 
 def _impossible(line: Wanted, subject: str, party: UUID) -> Impossible | None:
@@ -116,20 +111,14 @@ def _impossible(line: Wanted, subject: str, party: UUID) -> Impossible | None:
     return Impossible("batch") if line.batch is not None and line.role not in WITH_BATCHES else None
 
 
-def _beside(fresh: Fresh, others: Iterable[Held]) -> Fresh | Literal["same"] | Held:
+def _beside(fresh: Fresh, taken: Iterable[Taken]) -> Fresh | Literal["same"] | Held:
     """Return what is there already just so, or what excludes it, as the constraint relationship_held_once does."""
-    line = fresh.of
-    wanted = Held(None, line.role, fresh.party, line.batch, line.valid_from, line.valid_to)
-    excluding = None
-    for held in others:
-        if replace(held, id=None) == wanted:
-            return "same"
-        same_slot = fresh.exclusive or (held.party, held.batch) == (fresh.party, line.batch)
-        apart = _before(held.valid_to, line.valid_from) or _before(line.valid_to, held.valid_from)
-        if held.role == line.role and same_slot and not apart:
-            excluding = held
-    return excluding or fresh
+    wanted = _held(fresh.of, fresh.party)
+    if any(some.same(fresh.subject, wanted) for some in taken):
+        return "same"
+    excluding = (some.excluding(fresh.subject, wanted, exclusive=fresh.exclusive) for some in taken)
+    return next(filter(None, excluding), fresh)
 
 
-def _before(ends: datetime | None, starts: datetime | None) -> bool:
-    return ends is not None and starts is not None and ends <= starts
+def _held(line: Wanted, party: UUID, id_: UUID | None = None) -> Held:
+    return Held(id_, line.role, party, line.batch, line.valid_from, line.valid_to)
