@@ -1,11 +1,16 @@
 """What every test in memory may rely on."""
 
-from pathlib import Path
+import os
 
+import hypothesis
 import pytest
+
+# A few of many: `make test` looks at more, and DRM_TEST_EXAMPLES at as many as it says. A machine may be busy.
+hypothesis.settings.register_profile("unit", max_examples=int(os.environ.get("DRM_TEST_EXAMPLES", "25")), deadline=None)
+hypothesis.settings.load_profile("unit")
 
 
 @pytest.fixture(autouse=True)
-def no_running_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def no_running_up(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the commands from the settings of a `make up` that runs in this folder: they would stay for other tests."""
-    monkeypatch.setenv("DRM_DATA_DIR", str(tmp_path / "no-up"))
+    monkeypatch.setenv("DRM_DATA_DIR", str(tmp_path_factory.getbasetemp() / "no-up"))

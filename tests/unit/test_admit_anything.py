@@ -15,7 +15,7 @@ from drm_ingest.errors import EventCode, Refusal
 from drm_ingest.event import Assigned, Envelope, content_hash
 
 ADMIT = admit(request_events_max=50, event_bytes_max=2000, event_depth_max=10)
-FEW = settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+FEW = settings(derandomize=True, suppress_health_check=list(HealthCheck))
 REMARKS = {EventCode.UNCLASSIFIED_TYPE, EventCode.TIME_ASSUMED, EventCode.TIME_CLAMPED, EventCode.ID_ASSIGNED}
 
 content_types = st.sampled_from(

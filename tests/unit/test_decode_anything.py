@@ -26,7 +26,7 @@ from drm_ingest.pipeline.enrich.ingress import IngressReader
 from drm_ingest.pipeline.enrich.ingress import Unreadable as UnreadableForEnrich
 from drm_ingest.settings import Settings
 
-MANY = settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+MANY = settings(derandomize=True, suppress_health_check=list(HealthCheck))
 DEEP = b"[" * 100_000
 ADMIT = admit(request_events_max=50, event_bytes_max=2000, event_depth_max=10)
 LIMITS = Settings(request_body_bytes_max=1000, request_decompressed_bytes_max=1000, request_compressed_members_max=5)

@@ -1,7 +1,6 @@
 """Compressed bodies: in parts, truncated, of a wrong kind, and far larger than they look."""
 
 import contextlib
-import gc
 import gzip
 import itertools
 import sys
@@ -25,6 +24,7 @@ MiB = 1024 * 1024
 SETTINGS = Settings(
     request_body_bytes_max=MiB, request_decompressed_bytes_max=2 * MiB, request_compressed_members_max=100
 )
+ONCE = pytest.mark.parametrize(("encoding", "compress"), [(b"gzip", gzip.compress), (b"zstd", zstd.compress)])
 BOTH = pytest.mark.parametrize(
     ("encoding", "compress"), [(b"gzip", gzip.compress), (b"x-gzip", gzip.compress), (b"zstd", zstd.compress)]
 )
@@ -89,7 +89,7 @@ def test_what_ends_where_a_part_of_it_ends_is_whole(encoding: bytes, compress: C
         assert decompress(encoding, compress(body) + compress(b"x" * rest), SETTINGS) == body + b"x" * rest
 
 
-@BOTH
+@ONCE
 def test_the_work_is_cut_in_slices_that_are_short(encoding: bytes, compress: Compress) -> None:
     settings = Settings()
     most = settings.request_decompressed_bytes_max
@@ -108,10 +108,9 @@ def test_the_work_is_cut_in_slices_that_are_short(encoding: bytes, compress: Com
         assert max(later - before for before, later in itertools.pairwise(times)) < 0.1, name
 
 
-@BOTH
+@ONCE
 def test_a_bomb_costs_no_more_than_the_limit(encoding: bytes, compress: Compress) -> None:
-    for bomb in (compress(b"\0" * 64 * MiB), compress(b"\0" * MiB) * 90, compress(b"\0" * 2 * MiB) + compress(b"\0")):
-        gc.collect()
+    for bomb in (compress(b"\0" * 16 * MiB), compress(b"\0" * MiB) * 90, compress(b"\0" * 2 * MiB) + compress(b"\0")):
         tracemalloc.start()
         try:
             assert code(encoding, bomb) == "decompressed_too_large"

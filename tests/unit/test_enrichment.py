@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import msgspec
 import pytest
 from aiokafka import ConsumerRecord
-from hypothesis import given, settings
+from hypothesis import given
 from structlog.testing import capture_logs
 
 from drm_ingest.event import Assigned, Enrichment, Envelope, Receipt, content_hash, identity_source
@@ -424,7 +424,6 @@ def test_the_hash_of_the_content_passes_through() -> None:
     )
 
 
-@settings(max_examples=200)
 @given(st.data())
 def test_whatever_is_in_the_topic_becomes_an_event_or_a_dead_letter(data: st.DataObject) -> None:
     """No defect is met: pieces of a good record are replaced, cut or overwritten."""

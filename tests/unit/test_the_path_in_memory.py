@@ -6,7 +6,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 from aiokafka import ConsumerRecord
-from hypothesis import given, settings
+from hypothesis import given
 
 from drm_ingest.edge.admit import Admit
 from drm_ingest.edge.credentials import Credential
@@ -73,7 +73,6 @@ events = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200)
 @given(
     st.lists(st.tuples(events, st.booleans(), st.sampled_from([None, 1])), min_size=1, max_size=4),
     st.integers(-(10**9), 10**9),
