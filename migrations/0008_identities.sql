@@ -18,6 +18,8 @@ create table identity_event (
     usable       boolean not null,
     due          boolean not null default true,
     refused      text,
+    settled_in   xid8,
+    settled_as   uuid,
     check ((namespace is null) = (ref is null)),
     check (usable or refused is not null)
 );
@@ -28,9 +30,13 @@ comment on column identity_event.namespace is 'With ref, or party: whom it is ab
 comment on column identity_event.usable is 'False where it can never say anything; refused tells why.';
 comment on column identity_event.due is 'Relations do not have it in them yet.';
 comment on column identity_event.refused is 'Why it says nothing, as far as is known now.';
+comment on column identity_event.settled_in is
+    'The transaction that put it into relations, where one beside it might have changed whose its reference is; null: none.';
+comment on column identity_event.settled_as is 'Whose its reference was then; null: nobody''s.';
 create index identity_event_subject on identity_event (subject);
 create index identity_event_due on identity_event (subject) include (recorded_at) where due;
 create index identity_event_ref on identity_event (namespace, ref);
+create index identity_event_settled on identity_event (settled_in) where settled_in is not null;
 
 alter table relationship add column derived boolean not null default false;
 comment on column relationship.derived is
@@ -38,7 +44,8 @@ comment on column relationship.derived is
 create index relationship_derived_before on relationship (subject) where derived and not upper_inf(recorded);
 
 -- Whose a reference is says whose the events are that name it. It is no business of who changes a reference how identity
--- events are kept, so this runs as the owner. Once a statement: references come by the million.
+-- events are kept, so this runs as the owner. Once a statement: references come by the million. It does not see what is
+-- being settled at the same time, nor what comes before this is committed: attach looks at those again (settled_in).
 create function derive_again() returns trigger language plpgsql security definer set search_path = public, pg_temp as $$
 begin
     update identity_event set due = true

@@ -315,6 +315,8 @@ CREATE TABLE public.identity_event (
     usable boolean NOT NULL,
     due boolean DEFAULT true NOT NULL,
     refused text,
+    settled_in xid8,
+    settled_as uuid,
     CONSTRAINT identity_event_check CHECK (((namespace IS NULL) = (ref IS NULL))),
     CONSTRAINT identity_event_check1 CHECK ((usable OR (refused IS NOT NULL)))
 );
@@ -330,6 +332,10 @@ COMMENT ON COLUMN public.identity_event.usable IS 'False where it can never say 
 COMMENT ON COLUMN public.identity_event.due IS 'Relations do not have it in them yet.';
 
 COMMENT ON COLUMN public.identity_event.refused IS 'Why it says nothing, as far as is known now.';
+
+COMMENT ON COLUMN public.identity_event.settled_in IS 'The transaction that put it into relations, where one beside it might have changed whose its reference is; null: none.';
+
+COMMENT ON COLUMN public.identity_event.settled_as IS 'Whose its reference was then; null: nobody''s.';
 
 CREATE TABLE public.large_party (
     id bigint NOT NULL,
@@ -927,6 +933,8 @@ CREATE INDEX hand_over_device ON public.hand_over USING btree (device);
 CREATE INDEX identity_event_due ON public.identity_event USING btree (subject) INCLUDE (recorded_at) WHERE due;
 
 CREATE INDEX identity_event_ref ON public.identity_event USING btree (namespace, ref);
+
+CREATE INDEX identity_event_settled ON public.identity_event USING btree (settled_in) WHERE (settled_in IS NOT NULL);
 
 CREATE INDEX identity_event_subject ON public.identity_event USING btree (subject);
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID, uuid4
 
 import asyncpg
 import httpx
@@ -20,6 +21,8 @@ from tests.integration.edge import Edge
 from drm_ingest.metrics import Metrics
 from drm_ingest.pipeline.enrich import worker as enrich
 from drm_ingest.postgres.credentials import ensure_key, new_key
+from drm_ingest.postgres.relations import identities
+from drm_ingest.postgres.relations.recheck import Recheck
 from drm_ingest.serve.app import build
 from drm_ingest.settings import Settings
 from drm_ingest.up.ports import free_port
@@ -230,6 +233,81 @@ async def test_a_party_is_not_made_where_policy_forbids_and_once_registered_is_l
         assert fate["identity"] == {"state": "refused", "detail": "It names a party that is not there."}
         await register(office, "crm:1")
         await related(office, ("user", "crm:1", 0, 1))
+
+
+async def test_a_sign_in_that_comes_while_its_party_is_being_registered_is_linked_once_that_is_committed(
+    attached: Bench, office: httpx.AsyncClient
+) -> None:
+    """Neither transaction sees the other: the reference is not there yet, and the event was not when that came."""
+    other = await asyncpg.connect(attached.settings.postgres_dsn.get_secret_value())
+    try:
+        async with attached.attaching(identity_creates_parties=False, identity_sweep_s=0.1):
+            async with other.transaction():
+                await registered(other, "1")
+                await attached.put(linked(NOON, "crm:1"), family="identity")
+                await nothing_due(attached, 1)
+                # Swept again, and another device has been through it: nothing is known of crm:1 yet.
+                await attached.put(linked(NOON, "crm:2", "tablet-2"), family="identity")
+                await nothing_due(attached, 2)
+                assert await relations(office) == []
+            await related(office, ("user", "crm:1", 0, None))
+            await attached.until("select not exists (select from identity_event where settled_in is not null)")
+    finally:
+        await other.close()
+
+
+async def test_a_sign_in_that_comes_while_its_reference_is_being_removed_is_no_relation_of_who_had_it(
+    attached: Bench, office: httpx.AsyncClient
+) -> None:
+    await register(office, "crm:1")
+    other = await asyncpg.connect(attached.settings.postgres_dsn.get_secret_value())
+    try:
+        async with attached.attaching(identity_creates_parties=False, identity_sweep_s=0.1):
+            async with other.transaction():
+                await other.execute("delete from party_ref")
+                await attached.put(linked(NOON, "crm:1"), family="identity")
+                await nothing_due(attached, 1)
+                assert await relations(office) == [("user", "crm:1", 0, None)]
+            await related(office)
+    finally:
+        await other.close()
+
+
+async def registered(db: asyncpg.Connection, ref: str) -> UUID:
+    party: UUID = await db.fetchval("insert into party (kind, name) values ('customer', 'Ada') returning id")
+    await db.execute("insert into party_ref (namespace, ref, party) values ('crm', $1, $2)", ref, party)
+    return party
+
+
+async def test_whoever_draws_a_number_after_an_event_was_settled_does_not_hide_what_changed_before_that(
+    attached: Bench,
+) -> None:
+    """The settling transaction has the lower number of the two, and ends while the other is in flight."""
+    dsn = attached.settings.postgres_dsn.get_secret_value()
+    settling, registering = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
+    key, recheck = uuid4(), Recheck()
+    try:
+        await attached.connection.execute(
+            "insert into identity_event (key, subject, linked, namespace, ref, role, occurred_at, content_hash, "
+            "sender, usable) values ($1, 'tablet-1', true, 'crm', '1', 'user', $2, $1, 'tests', true)",
+            key, NOON,
+        )  # fmt: skip
+        due = "select due from identity_event where key = $1"
+        settle, register_ = settling.transaction(), registering.transaction()
+        await settle.start()
+        await identities.settle(settling, identities.Settled([key], ["nobody"], [None]))
+        await register_.start()
+        await registered(registering, "1")
+        await settle.commit()
+        await recheck.begin(attached.connection)
+        await recheck.look_again(attached.connection)
+        assert not await attached.value(due, key)
+        await register_.commit()
+        await recheck.look_again(attached.connection)
+        assert await attached.value(due, key)
+    finally:
+        await settling.close()
+        await registering.close()
 
 
 async def test_a_reference_that_is_another_partys_takes_what_it_signed_in_with_it(

@@ -23,6 +23,7 @@ from drm_ingest.postgres.relations import identities
 from drm_ingest.postgres.relations.changes import lock
 from drm_ingest.postgres.relations.derive import Wanted, make_equal
 from drm_ingest.postgres.relations.identities import Known, Settled
+from drm_ingest.postgres.relations.recheck import Recheck
 from drm_ingest.settings import Settings
 
 SUBJECTS_MAX = 100  # asked for at a time
@@ -43,6 +44,7 @@ class Linker:
         self._later: dict[str, float] = {}  # subject → not before, monotonic
         hours = settings.anonymous_claim_hours
         self._claim = None if hours < 0 else timedelta(hours=hours)
+        self._recheck = Recheck()
         self._waited_s = 0.0  # the oldest event that is due
         self._failing_since: float | None = None  # monotonic
         metrics.identity_lag_seconds.set_function(self._lag_s)
@@ -76,6 +78,7 @@ class Linker:
 
     async def _sweep(self, db: asyncpg.Connection) -> None:
         """Link until nothing is due but what failed a moment ago."""
+        await self._recheck.look_again(db)
         while True:
             self._later = {subject: at for subject, at in self._later.items() if at > monotonic()}
             subjects = await identities.due(db, list(self._later), SUBJECTS_MAX)
@@ -83,6 +86,7 @@ class Linker:
                 await self._try(db, subject)
             self._waited_s = await identities.oldest_due_s(db)
             if not subjects:
+                await self._recheck.begin(db)
                 return
 
     async def _try(self, db: asyncpg.Connection, subject: str) -> None:
@@ -129,7 +133,9 @@ class Linker:
         last = max(due, key=lambda event: event["occurred_at"])
         changed = await make_equal(db, subject, known.open, wanted, recorded_at, (last["sender"], last["method"]))
         refused = [_refusal(event) for event in due]
-        await identities.settle(db, Settled([event["key"] for event in due], refused))
+        await identities.settle(
+            db, Settled([event["key"] for event in due], refused, [event["party"] for event in due])
+        )
         for reason in refused:
             self._metrics.identity_events.labels("linked" if reason is None else "refused").inc()
         return changed

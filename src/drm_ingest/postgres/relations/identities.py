@@ -215,14 +215,19 @@ class Settled:
 
     keys: list[UUID] = field(default_factory=list)
     refused: list[str | None] = field(default_factory=list)
+    parties: list[UUID | None] = field(default_factory=list)
+    """Whom each names, as far as is known."""
 
 
 async def settle(db: asyncpg.Connection, settled: Settled) -> None:
-    """Note that relations have these in them, as far as they say something."""
+    """Note that relations have these in them, as far as they say something; `recheck.py` looks at them once more."""
     await db.execute(
-        "update identity_event set due = false, refused = became.refused "
-        "from unnest($1::uuid[], $2::text[]) as became (key, refused) where identity_event.key = became.key",
-        settled.keys, settled.refused,
+        "update identity_event set due = false, refused = became.refused, "
+        "settled_in = case when namespace is not null then pg_current_xact_id() end, "
+        "settled_as = case when namespace is not null then became.party end "
+        "from unnest($1::uuid[], $2::text[], $3::uuid[]) as became (key, refused, party) "
+        "where identity_event.key = became.key",
+        settled.keys, settled.refused, settled.parties,
     )  # fmt: skip
 
 
