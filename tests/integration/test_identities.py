@@ -28,6 +28,10 @@ from drm_ingest.settings import Settings
 from drm_ingest.up.ports import free_port
 
 HOUR = timedelta(hours=1)
+WAITS_FOR_A_DEVICE = (
+    "select exists (select from pg_locks where locktype = 'advisory' and not granted and database = "
+    "(select oid from pg_database where datname = current_database()))"
+)
 Relations = Callable[..., Awaitable[list[tuple[Any, ...]]]]
 
 
@@ -310,6 +314,25 @@ async def test_whoever_draws_a_number_after_an_event_was_settled_does_not_hide_w
         await registering.close()
 
 
+async def test_who_signs_in_while_the_device_is_being_changed_becomes_a_party_all_the_same(
+    attached: Bench, office: httpx.AsyncClient
+) -> None:
+    """Parties are made before the device is locked, and events are stored while that is waited for."""
+    locker = await asyncpg.connect(attached.settings.postgres_dsn.get_secret_value())
+    try:
+        async with attached.attaching():
+            async with locker.transaction():
+                await locker.execute("select pg_advisory_xact_lock(hashtextextended('tablet-1', 0))")
+                await attached.put(linked(NOON, "crm:1"), family="identity")
+                await attached.until(WAITS_FOR_A_DEVICE)
+                await attached.put(linked(NOON, "crm:2"), family="identity")
+                await attached.until("select count(*) = 2 from identity_event")
+            await nothing_due(attached, 2)
+        assert await relations(office) == [("user", "crm:1", 0, None), ("user", "crm:2", 0, None)]
+    finally:
+        await locker.close()
+
+
 async def test_a_reference_that_is_another_partys_takes_what_it_signed_in_with_it(
     attached: Bench, office: httpx.AsyncClient
 ) -> None:
@@ -498,10 +521,7 @@ async def test_what_attach_had_stored_and_not_linked_when_it_was_killed_is_linke
         async with process(environment) as attach:
             await attached.put(linked(NOON, "crm:1"), family="identity")
             await attached.until("select exists (select from identity_event where due)")
-            await attached.until(
-                "select exists (select from pg_locks where locktype = 'advisory' and not granted and database = "
-                "(select oid from pg_database where datname = current_database()))"
-            )
+            await attached.until(WAITS_FOR_A_DEVICE)
             attach.send_signal(signal.SIGKILL)
             await attach.wait()
     finally:

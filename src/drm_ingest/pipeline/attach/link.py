@@ -132,6 +132,8 @@ class Linker:
         ]
         last = max(due, key=lambda event: event["occurred_at"])
         changed = await make_equal(db, subject, known.open, wanted, recorded_at, (last["sender"], last["method"]))
+        # Who came since parties were made stays due, and is made by the next turn of the sweep.
+        due = [event for event in due if not (event["unknown"] and self._settings.identity_creates_parties)]
         refused = [_refusal(event) for event in due]
         await identities.settle(
             db, Settled([event["key"] for event in due], refused, [event["party"] for event in due])

@@ -145,7 +145,8 @@ class Known:
 
     events: list[asyncpg.Record]
     """key, linked, role, method, occurred_at, sequence, content_hash, sender, due, usable, refused, everybody; party
-    and party_kind of whom it names (None: nobody is called so), exclusive (None: the role does not join those)."""
+    and party_kind of whom it names (None: nobody is called so), exclusive (None: the role does not join those), and
+    unknown: whether it is one that unknown_customers returns."""
     open: list[asyncpg.Record]
     """Every relation: id, version, role, party, valid_from, valid_to, derived, asserted_by."""
     words: list[asyncpg.Record]
@@ -160,7 +161,11 @@ _EVENTS = """
 select said.key, said.linked, said.role, said.method, said.occurred_at, said.sequence, said.content_hash, said.sender,
        said.due, said.usable, said.refused, said.namespace is null and said.party is null as everybody,
        party.id as party, party.kind as party_kind, role_kind.exclusive,
-       exists (select from role_kind where role_kind.role = said.role and subject_kind = 'device') as is_role
+       exists (select from role_kind where role_kind.role = said.role and subject_kind = 'device') as is_role,
+       said.linked and said.usable and said.namespace is not null and party.id is null and exists (
+           select from role_kind
+           where role_kind.role = said.role and subject_kind = 'device' and party_kind = 'customer'
+       ) as unknown
 from identity_event said
 left join party_ref using (namespace, ref)
 left join party on party.id = coalesce(party_ref.party, said.party)
