@@ -118,6 +118,7 @@ PROBLEMS = _table(
     Problem("not_acknowledged", 503, "Kafka did not acknowledge in time; send all of it again.", retry=True),
     Problem("overloaded", 503, "Too much is in flight; nothing of this was kept.", retry=True),
     Problem("not_ready", 503, "The service cannot do its work now; detail says why.", retry=True),
+    Problem("took_too_long", 503, "It could not be put together in time; ask for less, or later.", retry=True),
     Problem("store_unavailable", 503, "Postgres cannot be reached now.", retry=True),
 )
 

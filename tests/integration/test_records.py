@@ -14,11 +14,14 @@ import pytest
 from tests.integration.conftest import Ask, Attach, Sent
 
 from drm_ingest.event import identity_key
+from drm_ingest.metrics import Metrics
+from drm_ingest.postgres.credentials import ensure_key, new_key
 from drm_ingest.postgres.record import cared_for, own, serviced, sold, supplied, tally, timeline
 from drm_ingest.postgres.record.known import View
 from drm_ingest.postgres.registry import attributes, devices
 from drm_ingest.postgres.relations import links, predecessors, relationships
-from drm_ingest.serve.app import PLANNER
+from drm_ingest.serve.app import PLANNER, build
+from drm_ingest.settings import Settings
 
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 HOUR, DAY, INSTANT = timedelta(hours=1), timedelta(days=1), timedelta(microseconds=1)
@@ -643,3 +646,34 @@ async def _expect_indexes(db: asyncpg.Connection, statement: str, *values: objec
 
 def _nodes(node: dict[str, Any]) -> list[dict[str, Any]]:
     return [node, *(below for child in node.get("Plans", []) for below in _nodes(child))]
+
+
+async def test_a_record_that_takes_too_long_is_refused_with_what_to_ask_instead_and_postgres_stops(
+    serve_settings: Settings, db: asyncpg.Connection
+) -> None:
+    key = new_key()[0]
+    await ensure_key(db, "office", "admin", key)
+    settings = serve_settings.model_copy(
+        update={"record_timeout_s": 0.5, "postgres_lock_timeout_s": 60, "postgres_connections_max": 1}
+    )
+    app = build(settings, Metrics("serve"))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://serve", headers={"authorization": f"Bearer {key}"}
+        ) as admin,
+    ):
+        ada = await party(admin)
+        async with db.transaction():
+            await db.execute("lock table subject_day in access exclusive mode")
+            for asked, told in (({}, "counted beforehand"), ({"as_of": "2026-03-15T00:00:00Z"}, "without as_of")):
+                answer = await admin.get(f"/v1/parties/{ada}", params=asked)
+                assert (answer.status_code, answer.json()["code"]) == (503, "took_too_long")
+                assert told in answer.json()["detail"]
+                assert int(answer.headers["retry-after"]) >= 1
+            # The only connection is free, and waits for nothing.
+            await get(admin, "/v1/parties")
+            assert not await db.fetchval(
+                "select exists (select from pg_locks where not granted and relation = 'subject_day'::regclass)"
+            )
+        await get(admin, f"/v1/parties/{ada}", as_of="2026-03-15T00:00:00Z")

@@ -1,16 +1,20 @@
 """Records: a party and what its relations brought it, put together when it is read."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
+import asyncpg
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, Field
 
+from drm_ingest.errors import Refusal
 from drm_ingest.postgres import records
+from drm_ingest.postgres.record.known import NOW
 from drm_ingest.postgres.records import PartyRecord, Shown
 from drm_ingest.serve import kinds
-from drm_ingest.serve.access import Db, reader
+from drm_ingest.serve.access import Db, Stored, reader
 from drm_ingest.serve.activity import (
     Activity,
     Day,
@@ -34,6 +38,12 @@ from drm_ingest.serve.shapes import ITEMS_MAX, Time, from_json
 routes = APIRouter(prefix="/v1/parties", tags=["parties"], dependencies=[Depends(reader)])
 
 DAYS_MAX = 366
+_LESS = {
+    True: "ask again in a while: if it is large, it is being counted beforehand.",
+    False: "that of a large party is counted beforehand only as it is now. Ask without as_of and known_at, or with "
+    "them for its devices (/v1/devices/…) and relations (/v1/relationships) one by one, or for its timeline.",
+}
+"""What to do; by whether it was asked for as it is now."""
 
 
 class Held(BaseModel):
@@ -147,13 +157,25 @@ def _devices(found: PartyRecord) -> list[HeldDevice]:
     description="Right at once: put together from its relations and the events as they are now. "
     "An event counts once for a party, however many roles it held, and only in [`valid_from`, `valid_to`).",
     response_model=Record,
-    responses={**NOT_MODIFIED, **documented("not_found")},
+    responses={**NOT_MODIFIED, **documented("not_found", "took_too_long")},
 )
 async def record(
-    party: InPath, query: Annotated[RecordQuery, Query()], db: Db, if_none_match: IfNoneMatch = None
+    party: InPath,
+    query: Annotated[RecordQuery, Query()],
+    db: Db,
+    store: Stored,
+    if_none_match: IfNoneMatch = None,
 ) -> Any:
     wanted = Shown(query.devices, query.relations, query.days, query.around_visit_days)
-    found = await records.of_party(db, await known_party(db, party), query.view, wanted)
+    id_, timeout_s = await known_party(db, party), store.settings.record_timeout_s
+    try:
+        async with asyncio.timeout(timeout_s) as bound:
+            found = await records.of_party(db, id_, query.view, wanted)
+    except (TimeoutError, asyncpg.QueryCanceledError) as error:
+        if isinstance(error, TimeoutError) and not bound.expired():
+            raise
+        detail = f"This record could not be put together within {timeout_s:g} s; {_LESS[query.view == NOW]}"
+        raise Refusal("took_too_long", detail, retry_after_s=store.settings.retry_after_s) from None
     members = [Party(**row) for row in found.parties]
     kind = members[0].kind
     stored = [row["recorded_at"] for row in found.latest if row["recorded_at"] is not None]
