@@ -168,7 +168,7 @@ class Model:
     def revise(self, was: Version, start: Bound, end: Bound) -> int:
         if was.gone:
             raise Refused(409)
-        if (start, end) == (was.start, was.end):
+        if (start, end) == (was.start, was.end) and not was.derived:
             return 200
         if start and end and start >= end:
             raise Refused(422)

@@ -440,6 +440,32 @@ async def test_what_a_person_changed_stays_as_they_said_whatever_comes_late_and_
     assert await relations(office) == sorted(left + others, key=str)
 
 
+async def test_what_a_person_says_as_events_have_said_it_is_theirs_and_stays_whatever_comes_late(
+    attached: Bench, office: httpx.AsyncClient
+) -> None:
+    async with attached.attaching():
+        await attached.put(
+            linked(NOON, "crm:1"), linked(NOON, "crm:1", "tablet-2"), unlinked(NOON + 2 * HOUR, "crm:1", "tablet-2"),
+            family="identity",
+        )  # fmt: skip
+        await nothing_due(attached, 3)
+        for subject, verb, body in (
+            ("tablet-1", "correct", {"valid_from": NOON.isoformat(), "valid_to": None}),
+            ("tablet-2", "end", {"at": (NOON + 2 * HOUR).isoformat()}),
+        ):
+            (relation,) = (await office.get(f"/v1/relationships?subject={subject}")).json()["items"]
+            for _ in ("said", "and said again, which changes nothing"):
+                answer = await office.post(f"/v1/relationships/{relation['id']}/{verb}", json=body)
+                assert answer.status_code == 200, answer.text
+                assert (answer.json()["version"], answer.json()["asserted_by"]) == (2, "office")
+        await attached.put(
+            unlinked(NOON + HOUR, "crm:1"), unlinked(NOON + HOUR, "crm:1", "tablet-2"), family="identity"
+        )
+        await nothing_due(attached, 5)
+    assert await relations(office) == [("user", "crm:1", 0, None)]
+    assert await relations(office, "tablet-2") == [("user", "crm:1", 0, 2)]
+
+
 @pytest.mark.parametrize(("users", "third"), [("owner", None), ("all", 4)])
 async def test_a_sign_in_of_before_a_hand_over_ends_with_it_however_late_it_comes(
     attached: Bench, office: httpx.AsyncClient, users: str, third: float | None

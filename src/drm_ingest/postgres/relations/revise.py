@@ -99,7 +99,8 @@ async def _revise(
         ends = row["valid_to"] if isinstance(valid_to, Unchanged) else valid_to
         if ends_now:
             ends = now if row["valid_to"] is None else min(now, row["valid_to"])
-        if (starts, ends) == (row["valid_from"], row["valid_to"]):
+        # What a person says is theirs, also where events have said the same: no event changes it then.
+        if (starts, ends) == (row["valid_from"], row["valid_to"]) and not await _derived(db, row):
             return row
         _refuse_unseen(row, say)
         if empty(starts, ends):
@@ -127,6 +128,13 @@ async def _subject(db: asyncpg.Connection, id_: UUID) -> str | None:
 
 async def _latest(db: asyncpg.Connection, id_: UUID) -> asyncpg.Record:
     return await db.fetchrow(f"{ROW} where id = $1 order by version desc limit 1", id_)
+
+
+async def _derived(db: asyncpg.Connection, row: asyncpg.Record) -> bool:
+    derived: bool = await db.fetchval(
+        "select derived from relationship where id = $1 and version = $2", row["id"], row["version"]
+    )
+    return derived
 
 
 async def _close(db: asyncpg.Connection, row: asyncpg.Record, recorded_at: datetime) -> None:
