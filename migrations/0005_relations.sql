@@ -75,7 +75,9 @@ alter table relationship
     add foreign key (party, party_kind) references party (id, kind),
     add foreign key (subject_party, subject_kind) references party (id, kind),
     add constraint relationship_kind_of_subject check ((subject_party is null) = (subject_kind = 'device')),
-    add constraint relationship_with_another check (subject_party is distinct from party) not valid,
+    -- The first release knew relations of a party to itself; they stay until they are withdrawn.
+    add constraint relationship_with_another
+        check (subject_party is distinct from party or not upper_inf(recorded)) not valid,
     add constraint relationship_batch_of_a_supplier check (batch is null or role in ('made_by', 'parts_by'));
 alter table relationship enable trigger tell_directory;
 

@@ -863,7 +863,7 @@ ALTER TABLE ONLY public.relationship
     ADD CONSTRAINT relationship_pkey PRIMARY KEY (id, version);
 
 ALTER TABLE public.relationship
-    ADD CONSTRAINT relationship_with_another CHECK ((subject_party IS DISTINCT FROM party)) NOT VALID;
+    ADD CONSTRAINT relationship_with_another CHECK (((subject_party IS DISTINCT FROM party) OR (NOT upper_inf(recorded)))) NOT VALID;
 
 ALTER TABLE ONLY public.relay_position
     ADD CONSTRAINT relay_position_pkey PRIMARY KEY (topic);

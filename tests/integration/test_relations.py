@@ -246,6 +246,24 @@ async def test_what_was_withdrawn_stays_so_and_may_be_begun_anew(admin: httpx.As
     assert (anew["id"] != relation["id"], anew["version"]) == (True, 1)
 
 
+@pytest.mark.parametrize(("verb", "body"), [("end", {}), ("correct", {"valid_to": JUNE})])
+async def test_a_relation_of_a_party_to_itself_is_to_be_withdrawn(
+    admin: httpx.AsyncClient, db: asyncpg.Connection, verb: str, body: dict[str, str]
+) -> None:
+    """The first release took them, and Postgres takes no new ones."""
+    volt = await make_party(admin, "Volt", "supplier", erp="s-1")
+    await db.execute("alter table relationship drop constraint relationship_with_another")
+    id_ = await db.fetchval(
+        "insert into relationship (subject, role, party, exclusive, subject_kind, party_kind, valid) "
+        "values ('party:' || $1::uuid, 'supplies', $1, false, 'supplier', 'supplier', '[2026-03-01Z,)') returning id",
+        volt,
+    )
+    refusal = await change(admin, {"id": id_}, verb, **body)
+    assert refusal.status_code == 409, refusal.text
+    assert f"/v1/relationships/{id_}/withdraw" in refusal.json()["detail"]
+    assert (await changed(admin, {"id": id_}, "withdraw"))["withdrawn_at"] is not None
+
+
 async def test_batches_of_one_supplier_stand_side_by_side_and_each_but_once(admin: httpx.AsyncClient) -> None:
     cells = await make_party(admin, "Cells", "supplier")
     rows = [await begun(admin, cells, role="parts_by", batch=batch) for batch in ("a", "b", None)]

@@ -17,6 +17,8 @@ import asyncpg
 import pytest
 
 from drm_ingest.postgres.migrate import LOCK_KEY, BadMigrations, MigrationFailed, migrate, pending, shipped
+from drm_ingest.postgres.relations import revise
+from drm_ingest.postgres.relations.changes import Say, WithItself
 from drm_ingest.up.postgres import Postgres
 
 SCHEMA = Path(__file__).parents[2] / "migrations" / "schema.sql"
@@ -183,6 +185,37 @@ async def test_relations_of_the_first_release_are_kept_whatever_they_joined(
     }  # fmt: skip
     assert await db.fetchval("select name from party where id = $1", gone) == "unknown"
     assert await db.fetchval("select count(*) from relationship_change where version = 1") == len(before)
+
+
+async def test_a_relation_of_a_party_to_itself_of_the_first_release_can_be_withdrawn_and_nothing_else(
+    empty: str, database_connection: asyncpg.Connection, tmp_path: Path
+) -> None:
+    for file in SCHEMA.parent.glob("000[1-4]_*.sql"):
+        shutil.copy(file, tmp_path)
+    await migrate(empty, directory=tmp_path)
+    db, ada = database_connection, uuid.uuid4()
+    await db.execute("insert into party (id, kind, name) values ($1, 'customer', 'Ada')", ada)
+    insert = (
+        "insert into relationship (subject, role, party, exclusive, valid) "
+        "values ($1, 'buys_from', $2, false, '[2026-01-01Z,)') returning id"
+    )
+    relation = await db.fetchval(insert, f"party:{ada}", ada)
+    await migrate(empty)
+    say = Say("office", "nobody buys from themselves")
+    for change in (revise.end(db, relation, None, say), revise.correct(db, relation, None, None, say)):
+        with pytest.raises(WithItself):
+            await change
+    withdrawn = await revise.withdraw(db, relation, say)
+    assert withdrawn is not None
+    assert withdrawn["superseded_at"] is not None
+    changes = "select change, detail ->> 'asserted_by' from relationship_change where relationship = $1"
+    assert [tuple(row) for row in await db.fetch(changes, relation)] == [("withdrawn", "office")]
+    with pytest.raises(asyncpg.CheckViolationError, match="relationship_with_another"):
+        await db.execute(
+            "insert into relationship (subject, role, party, exclusive, subject_kind, party_kind, valid) "
+            "values ($1, 'buys_from', $2, false, 'customer', 'customer', '[2026-01-01Z,)')",
+            f"party:{ada}", ada,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["1_a.sql", "0001-a.sql", "0001_A.sql", "a.sql"])

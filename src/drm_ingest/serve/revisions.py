@@ -12,7 +12,14 @@ from pydantic import ConfigDict, Field
 
 from drm_ingest.errors import Refusal
 from drm_ingest.postgres.relations import revise
-from drm_ingest.postgres.relations.changes import ChangedMeanwhile, EmptyRange, HeldAlready, Say, Withdrawn
+from drm_ingest.postgres.relations.changes import (
+    ChangedMeanwhile,
+    EmptyRange,
+    HeldAlready,
+    Say,
+    Withdrawn,
+    WithItself,
+)
 from drm_ingest.serve.access import Admin, Caller, Db
 from drm_ingest.serve.problems import documented, invalid
 from drm_ingest.serve.relationships import AssertedBy, Relationship, conflict, etag, not_there, shown
@@ -148,6 +155,14 @@ def _refused(pointer: str) -> Iterator[None]:
             "conflict",
             f"Relationship {relation.id} was withdrawn at {relation.withdrawn_at:%Y-%m-%dT%H:%M:%SZ} and stays so; "
             "where it did hold, begin it anew with POST /v1/relationships.",
+            relationship=relation.model_dump(mode="json"),
+        ) from None
+    except WithItself as itself:
+        relation = shown(itself.row)
+        raise Refusal(
+            "conflict",
+            f"Relationship {relation.id} is one of a party to itself, which there cannot be; "
+            f"POST /v1/relationships/{relation.id}/withdraw says that it never held.",
             relationship=relation.model_dump(mode="json"),
         ) from None
     except ChangedMeanwhile as changed:

@@ -3,6 +3,7 @@
     HeldAlready       the role is held at that time; the row that says so
     EmptyRange        it would end before it begins
     Withdrawn         it was withdrawn, and can be changed no more
+    WithItself        it is one of a party to itself, as the first release took them: it can only be withdrawn
     ChangedMeanwhile  it is not the version that the caller has seen
 
 The rules are constraints of the tables; here is only the order of a change, which is one transaction: lock the subject,
@@ -46,6 +47,14 @@ class Withdrawn(Exception):
 
     def __init__(self, row: asyncpg.Record) -> None:
         super().__init__(f"{row['id']} was withdrawn at {row['superseded_at']}")
+        self.row = row
+
+
+class WithItself(Exception):
+    """It is one of a party to itself, as the first release took them; `row` is its open version."""
+
+    def __init__(self, row: asyncpg.Record) -> None:
+        super().__init__(f"{row['id']} relates {row['subject']} to itself")
         self.row = row
 
 

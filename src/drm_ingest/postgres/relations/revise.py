@@ -6,6 +6,7 @@ from uuid import UUID
 
 import asyncpg
 
+from drm_ingest.event import PARTY_PREFIX
 from drm_ingest.postgres.relations import moves
 from drm_ingest.postgres.relations.changes import (
     ChangedMeanwhile,
@@ -14,6 +15,7 @@ from drm_ingest.postgres.relations.changes import (
     Locked,
     Say,
     Withdrawn,
+    WithItself,
     empty,
     excluded,
     lock,
@@ -38,7 +40,7 @@ async def end(
     `lock` answered: so several changes are recorded at one time.
 
     Raises:
-        HeldAlready, EmptyRange, Withdrawn, ChangedMeanwhile: and nothing was changed.
+        HeldAlready, EmptyRange, Withdrawn, WithItself, ChangedMeanwhile: and nothing was changed.
     """
     return await _revise(db, id_, "ended", UNCHANGED, at, say, locked, ends_now=at is None)
 
@@ -95,6 +97,8 @@ async def _revise(
         row = await _latest(db, id_)
         if row["superseded_at"] is not None:
             raise Withdrawn(row)
+        if subject == f"{PARTY_PREFIX}{row['party']}":
+            raise WithItself(row)
         starts = row["valid_from"] if isinstance(valid_from, Unchanged) else valid_from
         ends = row["valid_to"] if isinstance(valid_to, Unchanged) else valid_to
         if ends_now:
