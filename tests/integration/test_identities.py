@@ -494,7 +494,7 @@ async def test_who_signed_in_on_a_device_is_its_user_until_it_is_replaced_howeve
     ada, _, _ = [await register(office, name) for name in ("crm:1", "crm:2", "crm:3")]
     await begin(office, ada, "owner", -9, None)
     replaced = NOON + 4 * HOUR
-    async with attached.attaching():
+    async with attached.attaching(identity_sweep_s=0.2):
         await attached.put(linked(NOON, "crm:1"), family="identity")
         await nothing_due(attached, 1)
         body = {"by": "tablet-2", "at": replaced.isoformat()}
