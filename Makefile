@@ -35,7 +35,7 @@ unit: install    ## the tests that need memory only
 
 test: install    ## all tests, on a real Kafka and a real Postgres
 	@$(BIN)/python -m drm_ingest.up.fetch
-	DRM_TEST_EXAMPLES=$${DRM_TEST_EXAMPLES:-150} $(BIN)/pytest -m "not slow" --durations=40 --durations-min=2 $(ARGS)
+	TEST_EXAMPLES=$${TEST_EXAMPLES:-150} $(BIN)/pytest -m "not slow" --durations=40 --durations-min=2 $(ARGS)
 
 tools: install   ## what the bad day needs of the system: checked, and installed where it can be
 	@$(BIN)/python -m tests.adversity.tools

@@ -4,8 +4,8 @@ A history is a list of steps: relations begun, ended, corrected and withdrawn, d
 replaced, parties linked, people signed in and out, and each undone; with every step events arrive, in any order, on two
 connections at once and some of them again, while relations change on others. What each step is answered with, which
 rows it leaves and which events it says it moved is said in advance by plain_model.py; in the end all records, timelines
-and lists are compared at random pairs of times. DRM_TEST_SEED repeats one, DRM_TEST_HISTORIES
-makes the long run longer, and DRM_TEST_SHRINK=1 looks for the shortest history that fails.
+and lists are compared at random pairs of times. TEST_SEED repeats one, TEST_HISTORIES
+makes the long run longer, and TEST_SHRINK=1 looks for the shortest history that fails.
 """
 
 import asyncio
@@ -38,9 +38,9 @@ from drm_ingest.pipeline.attach.total import PLANNER
 from drm_ingest.postgres.pool import Pool, open_pool
 from drm_ingest.settings import Settings
 
-SEED = int(os.environ.get("DRM_TEST_SEED") or secrets.randbits(32))
-HISTORIES = int(os.environ.get("DRM_TEST_HISTORIES") or 100)
-SHRINK = bool(os.environ.get("DRM_TEST_SHRINK"))
+SEED = int(os.environ.get("TEST_SEED") or secrets.randbits(32))
+HISTORIES = int(os.environ.get("TEST_HISTORIES") or 100)
+SHRINK = bool(os.environ.get("TEST_SHRINK"))
 FUTURE = datetime(2100, 1, 1, tzinfo=UTC)
 # Days, parts of days, and the instants beside midnight: where whole days end and single events begin to count.
 TIMES = sorted(
@@ -576,7 +576,7 @@ async def stores(serve_settings: Settings) -> AsyncIterator[list[Attach]]:
 @pytest.fixture(scope="module", autouse=True)
 def what_they_were_made_of() -> Iterator[None]:
     yield
-    print(f"DRM_TEST_SEED={SEED} repeats it; there were: {dict(sorted(told.items()))}")
+    print(f"TEST_SEED={SEED} repeats it; there were: {dict(sorted(told.items()))}")
 
 
 @dataclass
@@ -659,7 +659,7 @@ async def _live(bench: Bench, number: int) -> None:
         try:
             await bench.live(history)
         except (AssertionError, ExceptionGroup) as wrong:
-            wrong.add_note(f"DRM_TEST_SEED={each} repeats it, with DRM_TEST_SHRINK=1 as short as it gets")
+            wrong.add_note(f"TEST_SEED={each} repeats it, with TEST_SHRINK=1 as short as it gets")
             if SHRINK:
                 wrong.add_note(str(await bench.shortest(history)))
             raise

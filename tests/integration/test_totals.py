@@ -108,7 +108,7 @@ def _comparable(record: dict[str, Any]) -> dict[str, Any]:
 
 # -- any history ------------------------------------------------------------------------------------------------------
 
-SEED = int(os.environ.get("DRM_TEST_SEED") or secrets.randbits(32))
+SEED = int(os.environ.get("TEST_SEED") or secrets.randbits(32))
 KINDS = {
     "ada": "customer", "bo": "customer", "cy": "customer", "volt": "vendor", "ampere": "vendor", "fixit": "partner",
     "eve": "employee", "parts": "supplier",
@@ -347,7 +347,7 @@ select count(distinct subject) from relationship where party in (select id from 
 async def test_totals_equal_what_they_are_totals_of_whatever_happens(
     admin: httpx.AsyncClient, attach: Attach, keeper: Keeper, run: int
 ) -> None:
-    print(f"DRM_TEST_SEED={SEED} [{run}]")
+    print(f"TEST_SEED={SEED} [{run}]")
     history = History(admin, attach, keeper, SEED + run)
     await history.begin()
     from_totals = 0

@@ -5,8 +5,8 @@ import os
 import hypothesis
 import pytest
 
-# A few of many: `make test` looks at more, and DRM_TEST_EXAMPLES at as many as it says. A machine may be busy.
-hypothesis.settings.register_profile("unit", max_examples=int(os.environ.get("DRM_TEST_EXAMPLES", "25")), deadline=None)
+# A few of many: `make test` looks at more, and TEST_EXAMPLES at as many as it says. A machine may be busy.
+hypothesis.settings.register_profile("unit", max_examples=int(os.environ.get("TEST_EXAMPLES", "25")), deadline=None)
 hypothesis.settings.load_profile("unit")
 
 
