@@ -68,6 +68,8 @@ class Reader:
         assert status == 200, f"{path} answered {status}: {answer[:500]!r}"
 
     async def _exchange(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        while self._free and self._free[-1][0].at_eof():  # idle for longer than serve keeps a connection
+            self._free.pop()[1].close()
         reader, writer = (
             self._free.pop() if self._free else await asyncio.open_connection(*self._address, limit=1 << 24)
         )
