@@ -98,3 +98,12 @@ called (party, subject) as (
     ) as named
 )"""
 """Everything that the parties of `kin` are called in subjects."""
+
+
+def party_called(name: str) -> str:
+    """Return whose name is in a column: party:<id>, or party:<namespace>:<reference>; null: nobody's."""
+    return f"""case when {name} !~ '^party:[^:]*$' then (
+               select party from party_ref
+               where namespace = split_part(substr({name}, 7), ':', 1) collate "default"
+                 and ref = substr({name}, 8 + length(split_part(substr({name}, 7), ':', 1))) collate "default")
+           when {name} ~ '^party:[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}$' then substr({name}, 7)::uuid end"""

@@ -14,7 +14,7 @@ import asyncpg
 from msgspec import Meta
 
 from drm_ingest.postgres.record.about import ABOUT, SPAN
-from drm_ingest.postgres.record.known import AT, NOW, RELATION, STARTED, UNTIL, View, holds, kin
+from drm_ingest.postgres.record.known import AT, NOW, RELATION, STARTED, UNTIL, View, holds, kin, party_called
 from drm_ingest.postgres.record.rare import CONTACT, FAULT, RATING
 from drm_ingest.postgres.record.tally import WHOLE_SUBJECT
 from drm_ingest.postgres.relations import links
@@ -164,11 +164,7 @@ recent as materialized (
       {_among(types)}
 ),
 named (subject, party) as materialized (
-    select subject, case when subject !~ '^party:[^:]*$' then (
-               select party from party_ref
-               where namespace = split_part(substr(subject, 7), ':', 1) collate "default"
-                 and ref = substr(subject, 8 + length(split_part(substr(subject, 7), ':', 1))) collate "default")
-           when subject ~ '^party:[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}$' then substr(subject, 7)::uuid end
+    select subject, {party_called("subject")}
     from (select distinct subject from recent) as told
 ),
 known_party as (select distinct party from named where party is not null),
@@ -204,24 +200,22 @@ change as (
 )"""
 
 
+def _turned(bound: str, rank: int, type_: str) -> str:
+    """Return what begins or ends in time, by that bound of when it holds, along an index of it."""
+    return f"""
+    select {bound} as at, {rank} as rank, '{type_}' as type, relation.*
+    from unnest($1::uuid[]) as own (id) cross join lateral (
+        select * from relationship
+        where party = own.id and upper_inf(recorded) and {bound} >= coalesce($4::timestamptz, '-infinity')
+          and {bound} < least($5::timestamptz, 'infinity') and {bound} <= {AT}
+          and (subject_party is null or subject_party <> all ($1::uuid[]))
+    ) as relation"""
+
+
 # The same where a party has very many relations: by when they began and ended, along an index each.
 _CHANGES_OF_LARGE = f"""
-changed as (
-    select lower(valid) as at, 1 as rank, '{BEGUN}' as type, relation.*
-    from unnest($1::uuid[]) as own (id) cross join lateral (
-        select * from relationship
-        where party = own.id and upper_inf(recorded) and lower(valid) >= coalesce($4::timestamptz, '-infinity')
-          and lower(valid) < least($5::timestamptz, 'infinity') and lower(valid) <= {AT}
-          and (subject_party is null or subject_party <> all ($1::uuid[]))
-    ) as relation
-    union all
-    select upper(valid), 0, '{ENDED}', relation.*
-    from unnest($1::uuid[]) as own (id) cross join lateral (
-        select * from relationship
-        where party = own.id and upper_inf(recorded) and upper(valid) >= coalesce($4::timestamptz, '-infinity')
-          and upper(valid) < least($5::timestamptz, 'infinity') and upper(valid) <= {AT}
-          and (subject_party is null or subject_party <> all ($1::uuid[]))
-    ) as relation
+changed as ({_turned("lower(valid)", 1, BEGUN)}
+    union all {_turned("upper(valid)", 0, ENDED)}
     union all
     select change.at, change.rank, change.type, relation.*
     from (

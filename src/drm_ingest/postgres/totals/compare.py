@@ -12,18 +12,13 @@ from uuid import UUID
 
 import asyncpg
 
-from drm_ingest.postgres.record.known import kin
+from drm_ingest.postgres.record.known import kin, party_called
 from drm_ingest.postgres.record.tally import cut
 from drm_ingest.postgres.totals.fresh import ADD
 
-# A name of a party is party:<id>, or party:<namespace>:<reference>.
-NAMED = """
+NAMED = f"""
 named (name, party) as materialized (
-    select name, case when name !~ '^party:[^:]*$' then (
-               select party from party_ref
-               where namespace = split_part(substr(name, 7), ':', 1) collate "default"
-                 and ref = substr(name, 8 + length(split_part(substr(name, 7), ':', 1))) collate "default")
-           when name ~ '^party:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then substr(name, 7)::uuid end
+    select name, {party_called("name")}
     from wanted where starts_with(name, 'party:')
 )"""
 
