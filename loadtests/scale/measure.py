@@ -24,7 +24,7 @@ P95_MS, P99_MS = 50.0, 150.0
 AS_OF_RATIO = 1.25  # noise of two medians
 VENDOR_MS = 150.0
 TOTALS_S = 5.0
-BUILT_WITHIN_S = 300.0
+BUILT_WITHIN_S = 600.0
 LARGE_READS = 30
 LARGE_SHOWN = 8  # of the parties that are measured by themselves
 
@@ -79,8 +79,8 @@ async def measure(
     try:
         _tell_sizes(await db.fetch(_SIZES), await db.fetchrow(_COUNTS), console)
         large = {row["id"]: row for row in await db.fetch(_LARGE, Settings().live_record_devices_max)}
+        await _built(db, large, found, console)
         with Load(where, rate, world.sizes.devices) as load, Progress(console=console, transient=True) as progress:
-            await _built(db, large, found, console)
             await _pages(reader, db, world, set(large), found, progress, reads_rate, a_kind)
             load.check()
             await _large(reader, list(large.values()), found, progress)

@@ -102,6 +102,23 @@ async def test_a_keeper_that_begins_while_others_write_does_not_count_from_long_
     assert (await keeper.step()).large == 1
 
 
+async def test_years_in_which_nothing_was_recorded_are_caught_up_in_few_steps(
+    admin: httpx.AsyncClient, attach: Attach, keeper: Keeper
+) -> None:
+    volt = await party(admin, "Volt", "vendor")
+    for number in range(3):
+        await holds(admin, volt, "sold_by", f"meter-{number}", NOON)
+    await keeper.catch_up()
+    await keeper.db.execute("update totals_position set through = through - interval '10 years'")
+    await attach(*(Sent(f"meter-{n % 3}", f"e{n}", NOON + n * HOUR) for n in range(10)))
+    steps, more = 0, True
+    while more and steps < 100:
+        steps, more = steps + 1, (await keeper.step()).more
+    record = await get(admin, f"/v1/parties/{volt}")
+    assert record["freshness"]["totals_through"] is not None
+    assert (record["events"], more) == (10, False), f"after {steps} steps"
+
+
 def _comparable(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name != "freshness"}
 

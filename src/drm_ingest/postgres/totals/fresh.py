@@ -47,6 +47,15 @@ _RARE_OF_PARTIES = f"""{_RARE_ONES}
 select subject from rare where starts_with(subject, 'party:')"""
 
 
+_RECORDED = """
+select exists (select from event where recorded_at >= $1::timestamptz and recorded_at < $2::timestamptz)"""
+
+
+async def recorded(db: asyncpg.Connection, since: datetime, until: datetime) -> bool:
+    """Return whether any event was recorded in [since, until)."""
+    return bool(await db.fetchval(_RECORDED, since, until))
+
+
 async def add(db: asyncpg.Connection, since: datetime, until: datetime) -> set[int]:
     """Add what was recorded in [since, until); return the large parties that it concerns."""
     return {row["large"] for row in await db.fetch(_FRESH, since, until)}

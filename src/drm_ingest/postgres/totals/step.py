@@ -133,13 +133,12 @@ async def _step(db: asyncpg.Connection, horizon: Horizon, sizes: Sizes, paces: P
         # Whoever is found large now would be caught up from `since` on, window by window, and that may be years ago.
         return Done(since, 0.0)
     until = max(since, seen or since)
-    caught_up = True
+    latest = until
     if parties:
-        caught_up = until - since <= WINDOW
-        until = min(until, since + WINDOW)
+        until = since + await _window(db, since, until)
         await _take_fresh(db, since, until, parties)
     young = at["now"] - until > YOUNG_MAX
-    number, more = at["number"], not caught_up
+    number, more = at["number"], until < latest
     if at["swept_at"] is None and at["swept_to"] is None:
         number = await touched.last_number(db)  # all parties are about to be looked at
     elif not young or not parties:
@@ -174,6 +173,14 @@ async def _step(db: asyncpg.Connection, horizon: Horizon, sizes: Sizes, paces: P
     )
     done.more = more or swept_to is not None or building > 0
     return done
+
+
+async def _window(db: asyncpg.Connection, since: datetime, until: datetime) -> timedelta:
+    """Return how much time is taken at once: more than a window only if no event was recorded in it."""
+    window = until - since
+    while window > WINDOW and await fresh.recorded(db, since, since + window):
+        window = max(window / 2, WINDOW)
+    return window
 
 
 async def _take_fresh(db: asyncpg.Connection, since: datetime, until: datetime, parties: dict[int, _Large]) -> None:
