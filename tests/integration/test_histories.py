@@ -509,7 +509,9 @@ class World:
 
         async def record(who: str) -> Says:
             name = f"crm:{self.run}-{who}" if known % 2 else self.id(who)
-            found = await get(self.admin, f"/v1/parties/{name}", around_visit_days=plain.WINDOW_DAYS, **view)
+            found = await get(
+                self.admin, f"/v1/parties/{name}", relations=1000, around_visit_days=plain.WINDOW_DAYS, **view
+            )
             told["records from totals"] += found["freshness"]["totals_through"] is not None
             return plain.record(found, seen, who, self.called)
 

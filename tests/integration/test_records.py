@@ -222,6 +222,11 @@ async def test_the_devices_of_a_record_are_bounded_and_counted(admin: httpx.Asyn
         assert [device["id"] for device in record["devices"]] == [f"meter-{n}" for n in range(shown)]
         assert all(device["latest"] for device in record["devices"])
         assert (record["devices_now"], record["events"]) == (5, 5)
+    for n in range(21):
+        await holds(admin, volt, "sold_by", f"other-{n}", NOON)
+    record = await get(admin, f"/v1/parties/{volt}")
+    assert (len(record["devices"]), record["devices_now"]) == (25, 26)
+    assert (len(record["relations"]["items"]), record["relations"]["now"]) == (25, 26)
 
 
 # -- devices ----------------------------------------------------------------------------------------------------------
@@ -555,7 +560,7 @@ async def large(db: asyncpg.Connection) -> UUID:
 
 async def test_nothing_large_is_read_whole(large: UUID, db: asyncpg.Connection, admin: httpx.AsyncClient) -> None:
     record = await get(admin, f"/v1/parties/{large}")
-    assert (record["devices_now"], len(record["devices"])) == (100, 100)
+    assert (record["devices_now"], len(record["devices"])) == (100, 25)
     expected = await db.fetch(
         "select type, count(*) from event join relationship using (subject) "
         "where party = $1 and valid @> occurred_at and upper_inf(recorded) and role = 'sold_by' "
