@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import Databases, make_settings
+from tests.conftest import database_on, make_settings
 from tests.integration.edge import Edge
 
 from drm_ingest.settings import Settings
 from drm_ingest.up.kafka import Kafka
+from drm_ingest.up.postgres import Postgres
 
 QUICK = {
     "request_header_timeout_s": 1.5,
@@ -21,18 +22,18 @@ QUICK = {
 
 
 @pytest.fixture(scope="session")
-def edge(kafka: Kafka, databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
+def edge(kafka: Kafka, migrated: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
     """One edge with its own topics and database, for all tests that neither stop nor starve it."""
-    with databases.one() as dsn:
+    with database_on(migrated) as dsn:
         running = Edge.start(make_settings(kafka, dsn), tmp_path_factory.mktemp("edge") / "edge.log")
         yield running
         assert running.stop() == 0
 
 
 @pytest.fixture(scope="module")
-def quick_edge(kafka: Kafka, databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
+def quick_edge(kafka: Kafka, migrated: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Edge]:
     """The same with deadlines that a test can wait for, for the tests of a file: few need it."""
-    with databases.one() as dsn:
+    with database_on(migrated) as dsn:
         settings = make_settings(kafka, dsn).model_copy(update=QUICK)
         running = Edge.start(settings, tmp_path_factory.mktemp("edge") / "edge.log")
         yield running

@@ -21,13 +21,14 @@ import httpx
 import pandas as pd
 import pytest
 from tests.adversity.parts import KEY, Parts
-from tests.conftest import Databases, drop_topics, make_environment, make_settings, run_aside
+from tests.conftest import database_on, drop_topics, make_environment, make_settings, run_aside
 
 from drm_ingest.device.demo import RIDE_STARTED_AT, stories
 from drm_ingest.device.send import Sender, Sent
 from drm_ingest.postgres.credentials import ensure_key
 from drm_ingest.settings import Settings
 from drm_ingest.up.kafka import Kafka
+from drm_ingest.up.postgres import Postgres
 
 pytestmark = pytest.mark.timeout(600)  # 10,000 purchases and 57,000 readings, each one sent and attached
 
@@ -118,8 +119,8 @@ class Store:
 
 
 @pytest.fixture(scope="module")
-def store(kafka: Kafka, databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    with databases.one() as dsn:
+def store(kafka: Kafka, migrated: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with database_on(migrated) as dsn:
         # As it is anywhere else: the rest of make_settings is for tests that wait for a bound.
         settings = make_settings(kafka, dsn).model_copy(
             update={"postgres_statement_timeout_s": 60.0, "postgres_acquire_timeout_s": 30.0,

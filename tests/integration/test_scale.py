@@ -15,11 +15,12 @@ from loadtests.scale.reads import KINDS
 from loadtests.scale.world import Sizes, World, device, midnight
 from rich.console import Console
 from rich.progress import Progress
-from tests.conftest import Databases, run_aside
+from tests.conftest import database_on, run_aside
 from tests.integration.conftest import Ask
 from tests.integration.plans import reads_whole
 
 from drm_ingest.serve import access
+from drm_ingest.up.postgres import Postgres
 
 SIZES = Sizes(devices=6_000, parties=2_500, relations=9_000, events=120_000, days=90, vendor_devices=300, seed=7)
 
@@ -30,8 +31,8 @@ def world() -> World:
 
 
 @pytest.fixture(scope="module")
-def built(databases: Databases, world: World) -> Iterator[str]:
-    with databases.one() as dsn, Progress(console=Console(quiet=True)) as progress:
+def built(migrated: Postgres, world: World) -> Iterator[str]:
+    with database_on(migrated) as dsn, Progress(console=Console(quiet=True)) as progress:
         run_aside(build(world, dsn, 0, progress))
         yield dsn
 

@@ -6,10 +6,11 @@ import pwd
 import secrets
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 import asyncpg
 import psutil
@@ -57,8 +58,13 @@ class Postgres(Server):
 
     start_timeout_s = 300.0
 
-    def __init__(self, directory: Path, *, port: int | None = None, log_file: Path | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, port: int | None = None, log_file: Path | None = None,
+        configuration: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        """Take what is to stand in its postgresql.conf besides `CONFIGURATION`, or in its place."""
         self.directory = directory.resolve()
+        self._configuration = {**CONFIGURATION, **configuration}
         self._binaries = _binaries()
         self.port = port or free_port()
         self.child = Child(
@@ -135,7 +141,7 @@ class Postgres(Server):
             self._give(password)
             options = ["--username", SUPERUSER, "--pwfile", str(password), "--auth=scram-sha-256", "--encoding=UTF8"]
             options += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", "--no-instructions"]
-            for name, value in CONFIGURATION.items():
+            for name, value in self._configuration.items():
                 options += ["-c", f"{name}={value}"]
             self._run("initdb", "-D", str(data), *options)
             statements = (
