@@ -81,7 +81,7 @@ async def measure(
         large = {row["id"]: row for row in await db.fetch(_LARGE, Settings().live_record_devices_max)}
         await _built(db, large, found, console)
         with Load(where, rate, world.sizes.devices) as load, Progress(console=console, transient=True) as progress:
-            await _pages(reader, db, world, set(large), found, progress, reads_rate, a_kind)
+            await _pages(reader, db, world, found, progress, reads_rate, a_kind)
             load.check()
             await _large(reader, list(large.values()), found, progress)
             load.check()
@@ -111,12 +111,11 @@ def _tell_sizes(rows: list[asyncpg.Record], counts: asyncpg.Record, console: Con
 
 
 async def _pages(
-    reader: Reader, db: asyncpg.Connection, world: World, large: set[UUID], found: Found, progress: Progress,
-    rate: float, a_kind: int,
+    reader: Reader, db: asyncpg.Connection, world: World, found: Found, progress: Progress, rate: float, a_kind: int
 ) -> None:  # fmt: skip
     draw = random.Random(time.time_ns())
-    warm = (await asks_of(db, world, a_kind, large, draw))[: int(WARM_S * rate)]
-    asks = await asks_of(db, world, a_kind, large, draw)
+    warm = (await asks_of(db, world, a_kind, draw))[: int(WARM_S * rate)]
+    asks = await asks_of(db, world, a_kind, draw)
     task = progress.add_task("reading under load", total=len(warm) + len(asks))
     await at_rate(reader, warm, rate, lambda: progress.advance(task))
     took = await at_rate(reader, asks, rate, lambda: progress.advance(task))

@@ -118,7 +118,8 @@ def test_postgres_runs_where_only_root_may_enter(tmp_path: Path, monkeypatch: py
         postgres.kill()
 
 
-async def test_postgres_asks_for_a_password_and_is_durable(database: str) -> None:
+async def test_postgres_asks_for_a_password_and_is_durable(private_postgres: Callable[[], Postgres]) -> None:
+    database = private_postgres().dsn
     connection = await asyncpg.connect(database)
     shown = {name: await connection.fetchval(f"SHOW {name}") for name in ("fsync", "synchronous_commit")}
     await connection.close()
