@@ -39,7 +39,9 @@ def schemas() -> Schemas:
     return Schemas.load()
 
 
+@cache
 def admit(**settings: Any) -> Admit:
+    """Admit by these settings; it keeps nothing of what it admitted, and settings take milliseconds to make."""
     return Admit(Settings(**settings), schemas())
 
 
