@@ -8,13 +8,13 @@ A **device** or an app posts events. Here a recording stands in for one: `record
 `send.py` sends them until each has its answer. `command.py` is `drm-ingest send`, and `demo.py` tells the story of two
 customers with it, whose records `portrait.py` draws. `token.py` makes the token that a device proves itself with.
 
-The **edge** takes them. `command.py` starts it, or several of it on one port (`workers.py`); `app.py` puts it together,
-and `server.py` is uvicorn with a shutdown that finishes what it began. A connection meets `door.py`: `request.py` finds
-head and body in its bytes, `arrival.py` decides as they come, and `limits.py` bounds what all connections hold.
-Whatever is not `POST /v1/events` goes on to FastAPI (`handover.py`), where `websocket.py` has the same path
-(`sessions.py` keeps all of them, `socket.py` bounds their frames, `message.py` reads what their clients send),
-`route.py` is the door for other servers, and `openapi.py` and `asyncapi.py` describe it all (`shapes.py`: what goes in
-and out; `refusals.py`: a real one of each kind).
+The **edge** takes them. `command.py` starts it, or several of it on one port (`workers.py`, which meet in a
+`folder.py`); `app.py` puts it together, and `server.py` is uvicorn with a shutdown that finishes what it began. A
+connection meets `door.py`: `request.py` finds head and body in its bytes, `arrival.py` decides as they come, and
+`limits.py` bounds what all connections hold. Whatever is not `POST /v1/events` goes on to FastAPI (`handover.py`),
+where `websocket.py` has the same path (`sessions.py` keeps all of them, `socket.py` bounds their frames, `message.py`
+reads what their clients send), `route.py` is the door for other servers, and `openapi.py` and `asyncapi.py` describe it
+all (`shapes.py`: what goes in and out; `refusals.py`: a real one of each kind).
 
 Whichever way it came, `take.py` takes it: `credentials.py` knows who is sending; whom it does not, `identify.py` looks
 at closer: `token.py` verifies what a fleet's key signed (`public_key.py`), `guesses.py` slows down whoever tries many.

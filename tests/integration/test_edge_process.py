@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.conftest import make_environment, make_settings
 from tests.integration.edge import Edge, an_event, head, request, until
 from tests.integration.sockets import a_socket, closed, tell, told
 
+from drm_ingest.edge.folder import held, own_folder
 from drm_ingest.settings import Settings
 from drm_ingest.up.kafka import Kafka
 from drm_ingest.up.ports import free_port
@@ -126,6 +128,42 @@ async def test_workers_end_with_a_parent_that_was_killed(start_edge: Callable[..
     await until(lambda: gone(workers))
     with pytest.raises(httpx.TransportError):
         await edge.post(an_event())
+
+
+def folders(temporary: str) -> set[Path]:
+    return set(Path(temporary).glob("drm-edge-*"))
+
+
+async def test_what_killed_edges_left_in_the_temporary_folder_is_removed_by_the_next_and_nothing_else(
+    start_edge: Callable[..., Edge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory() as temporary:  # a socket's path is short
+        monkeypatch.setenv("TMPDIR", temporary)
+        living = start_edge(workers=2, edge_port=free_port())
+        used = folders(temporary)
+        start_edge(workers=2, edge_port=free_port()).kill()
+        (left,) = folders(temporary) - used
+        (young := Path(temporary, "drm-edge-young")).mkdir()
+        for folder in (left, *used):
+            os.utime(folder, (0, 0))
+        last = start_edge(workers=2)
+        assert not left.exists()
+        assert len(folders(temporary)) == 3
+        assert folders(temporary) > {*used, young}
+        await until(lambda: all_tell(living, 2))
+        assert (living.stop(), last.stop()) == (0, 0)
+        assert folders(temporary) == {young}
+
+
+def test_a_folder_is_kept_for_workers_whose_parent_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (used := tmp_path / "drm-edge-used").mkdir()
+    os.utime(used, (0, 0))
+    with held(used), own_folder():
+        assert used.exists()
+    with own_folder():
+        assert not used.exists()
+    assert not list(tmp_path.iterdir())
 
 
 def children(pid: int) -> set[int]:

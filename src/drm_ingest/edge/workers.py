@@ -13,7 +13,6 @@ import contextlib
 import multiprocessing
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from drm_ingest.edge.buckets import Memory, shared_memory
+from drm_ingest.edge.folder import held, own_folder
 from drm_ingest.edge.quotas import quota_memory
 from drm_ingest.settings import Settings
 
@@ -66,7 +66,8 @@ class Siblings:
         if parent is not None:
             loop.add_reader(parent.sentinel, orphan)
         try:
-            yield
+            with held(self._folder):
+                yield
         finally:
             server.close()
             if parent is not None:
@@ -131,15 +132,15 @@ class Workers:
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: setattr(self, "_stopping", True))
-        with _hold_port(self.settings) as port, tempfile.TemporaryDirectory(prefix="drm-edge-") as folder:
+        with _hold_port(self.settings) as port, own_folder() as folder:
             settings = self.settings.model_copy(update={"edge_port": port})
             memory = shared_memory(quota_memory(settings))
             workers = [_Worker(number) for number in range(self.count)]
             failed = False
             while not self._stopping and not failed:
                 for worker in workers:
-                    self._keep(worker, settings, Path(folder), memory)
-                failed = any(worker.process is None for worker in workers) and not any(Path(folder).iterdir())
+                    self._keep(worker, settings, folder, memory)
+                failed = any(worker.process is None for worker in workers) and not any(folder.iterdir())
                 wait([worker.process.sentinel for worker in workers if worker.process], _POLL_S)
             self._end(workers)
             return 1 if failed else 0
