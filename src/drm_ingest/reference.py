@@ -24,7 +24,7 @@ _PLACEHOLDERS = """
 """
 _NOBODY = frozenset(_PLACEHOLDERS.split())
 """Without what is between and around their letters, so that `Test-User` and `[object Object]` are among them."""
-_NOBODY_EXACTLY = frozenset({"-1", "n/a", "n.a.", "#n/a"})
+_NOBODY_EXACTLY = frozenset({"-1", "-1.0", "n/a", "n.a.", "#n/a"})
 _MAILBOXES = """
     test tests tester testing testuser example sample dummy fake noreply donotreply none null nobody nomail noemail
     unknown undefined anonymous anon guest
@@ -80,12 +80,22 @@ def kept(namespace: str, ref: str, key: bytes | None) -> tuple[str, str]:
 
 def identifies_nobody(ref: str) -> bool:
     """Whether a value may stand for anybody, however it is written."""
-    folded = unicodedata.normalize("NFKC", ref).casefold().strip()
-    letters = _between.sub("", folded)
-    if not letters or folded in _NOBODY_EXACTLY or letters in _NOBODY or _zeros.fullmatch(folded):
+    folded = "".join(map(_folded, unicodedata.normalize("NFKC", ref).casefold())).strip()
+    letters, words = _between.sub("", folded), [word for word in _between.split(folded) if word]
+    if not letters or "".join(folded.split()) in _NOBODY_EXACTLY or _zeros.fullmatch(folded):
+        return True
+    # Of two values that were both missing, put together: `undefined undefined`.
+    if letters in _NOBODY or _NOBODY.issuperset(words):
         return True
     mailbox, at, _ = folded.strip("\"'<> ").partition("@")
     return bool(at) and _between.sub("", mailbox.partition("+")[0]) in _MAILBOXES_OF_NOBODY
+
+
+def _folded(character: str) -> str:
+    """Return a decimal digit of any script as ours, and nothing of what cannot be seen."""
+    if character.isdecimal():
+        return str(unicodedata.decimal(character))
+    return "" if unicodedata.category(character) == "Cf" else character
 
 
 def _mail(ref: str) -> str:

@@ -22,7 +22,8 @@ KEY = b"a key of at least thirty-two bytes"
         "ffffffff-ffff-ffff-ffff-ffffffffffff", "0x0000", "ｎｕｌｌ", "ＮＵＬＬ", "\u00a0null\u2003", "user_id",
         "distinct_id",
         "test@example.com", "TEST@acme.se", "test+1@acme.se", "noreply@acme.se", "no-reply@acme.se", "No_Reply@acme.se",
-        "<test@acme.se>", "@acme.se", "not set",
+        "<test@acme.se>", "@acme.se", "not set", "te\u00adst@acme.se",
+        "0\u200b", "\ufeff0", "\u0660", "N / A", "-1.0", "undefined undefined", "null_null", "null-undefined",
     ],
 )  # fmt: skip
 def test_a_value_that_may_stand_for_anybody_identifies_nobody(ref: str) -> None:
