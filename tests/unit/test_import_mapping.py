@@ -1,6 +1,7 @@
 """Columns become fields as docs/import.md says; what cannot is told with its field."""
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,40 @@ import pytest
 from drm_ingest.exchange.fit import misfit
 from drm_ingest.exchange.lines import File, Unreadable
 from drm_ingest.exchange.mapping import BadMapping, Columns, Unmappable
-from drm_ingest.exchange.refused import LineCode
+from drm_ingest.exchange.parties import Parties
+from drm_ingest.exchange.refused import LineCode, Refused
+from drm_ingest.exchange.relationships import Relationships
+from drm_ingest.exchange.taking import Context
+from drm_ingest.settings import Settings
 
 DOCS = Path(__file__).parents[2] / "docs"
 DOCUMENT = (DOCS / "import.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointer", "reason"),
+    [
+        ({"valid_from": "20260301"}, "/valid_from",
+         "Must be a time in RFC 3339 with an offset, as in 2026-11-22T10:00:00Z."),
+        ({"valid_to": "9999-12-31T00:00:00Z"}, "/valid_to", "Must lie in the years 2 to 9998."),
+        ({"role": ""}, "/role", "Must not be empty."),
+        ({"colour": "red"}, "/colour", "There is nothing of this name here; /docs lists what there is."),
+    ],
+)  # fmt: skip
+def test_a_field_of_a_line_is_refused_in_the_words_of_the_door(
+    fields: dict[str, str], pointer: str, reason: str
+) -> None:
+    context = Context(Settings(), "erp", datetime.now(UTC), dry_run=True)
+    with pytest.raises(Refused) as refused:
+        Relationships(context).read({"subject": "m-1", "role": "owner", "party": "crm:1"} | fields)
+    assert (refused.value.pointer, refused.value.reason) == (pointer, reason)
+
+
+def test_a_reference_of_a_line_is_refused_where_it_is() -> None:
+    context = Context(Settings(), "erp", datetime.now(UTC), dry_run=True)
+    with pytest.raises(Refused) as refused:
+        Parties(context).read({"kind": "customer", "name": "Ada", "refs": {"crm": ["1", 7]}})
+    assert (refused.value.pointer, refused.value.reason) == ("/refs/crm/1", "Must be a string.")
 
 
 def columns(tmp_path: Path, text: str) -> Columns:

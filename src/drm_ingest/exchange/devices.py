@@ -40,7 +40,7 @@ class Devices:
         try:
             device = Device.model_validate(fields)
         except ValidationError as error:
-            raise invalid_field(error) from None
+            raise invalid_field(error, fields) from None
         if device.subject.startswith(PARTY_PREFIX):
             raise Refused(LineCode.FIELD_INVALID, f"What begins with {PARTY_PREFIX} is no device.", "/subject")
         return bulk.Wanted(device.subject, device.model, device.firmware)

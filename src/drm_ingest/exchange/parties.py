@@ -48,7 +48,7 @@ class Parties:
         try:
             party = Party.model_validate(fields)
         except ValidationError as error:
-            raise invalid_field(error) from None
+            raise invalid_field(error, fields) from None
         settings = self._context.settings
         try:
             refs = tuple(door.kept(party.refs, settings))

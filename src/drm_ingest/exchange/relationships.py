@@ -40,7 +40,7 @@ class Relationships:
         try:
             claim = NewRelationship.model_validate(fields)
         except ValidationError as error:
-            raise invalid_field(error) from None
+            raise invalid_field(error, fields) from None
         return bulk.Wanted(
             claim.subject, claim.role, claim.party, claim.valid_from, claim.valid_to, claim.batch,
             claim.asserted_by or self._asserted_by, claim.reason,

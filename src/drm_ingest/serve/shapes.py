@@ -1,16 +1,20 @@
 """The fields and lists that the rooms of the API share."""
 
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, TypeVar
 
 import orjson
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 from starlette.convertors import PathConvertor, register_url_convertor
 
 from drm_ingest.event import SUBJECT_CHARACTERS_MAX, TYPE_CHARACTERS_MAX
 
 ITEMS_MAX = 1000
 CURSOR_CHARACTERS_MAX = 2000
+
+_begins_with_date = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}").match
 
 
 def _storable(text: str) -> str:
@@ -21,6 +25,13 @@ def _storable(text: str) -> str:
     except UnicodeEncodeError:
         raise ValueError("Must not contain lone surrogates.") from None
     return text
+
+
+def _written_out(value: Any) -> Any:
+    # A number would be taken for seconds or milliseconds since 1970, and 20260301 for a day of that year.
+    if isinstance(value, int | float) or (isinstance(value, str) and not _begins_with_date(value)):
+        raise PydanticCustomError("datetime_parsing", "no time")
+    return value
 
 
 def _in_utc(time: datetime) -> datetime:
@@ -63,7 +74,12 @@ PartyName = Annotated[
     Text, StringConstraints(min_length=1, max_length=200), Field(description="its id, or a reference such as crm:778")
 ]
 EventType = Annotated[Text, StringConstraints(min_length=1, max_length=TYPE_CHARACTERS_MAX)]
-Time = Annotated[AwareDatetime, AfterValidator(_in_utc), Field(description="RFC 3339 with an offset; answered in UTC")]
+Time = Annotated[
+    AwareDatetime,
+    BeforeValidator(_written_out),
+    AfterValidator(_in_utc),
+    Field(description="RFC 3339 with an offset; answered in UTC"),
+]
 Expiry = Annotated[Time, AfterValidator(_ahead)]
 """A key that has ended before it is made is somebody's mistake about a date or an offset."""
 from_json = BeforeValidator(_decoded)

@@ -7,6 +7,7 @@ from drm_ingest.errors import Refusal, json_pointer
 
 VIOLATIONS_MAX = 20
 
+NOTHING_OF_THIS_NAME = "There is nothing of this name here; /docs lists what there is."
 _TIME = "Must be a time in RFC 3339 with an offset, as in 2026-11-22T10:00:00Z."
 _WHOLE = "Must be a whole number."
 _NUMBER = "Must be a number."
@@ -16,7 +17,7 @@ _SHORT, _LONG = "Must have at least {min_length} {parts}.", "Must have at most {
 
 EXPECTED = {
     "missing": "Must be given.",
-    "extra_forbidden": "There is nothing of this name here; /docs lists what there is.",
+    "extra_forbidden": NOTHING_OF_THIS_NAME,
     "string_type": "Must be a string.",
     "string_unicode": "Must be a string in UTF-8.",
     "string_too_short": _SHORT, "too_short": _SHORT, "string_too_long": _LONG, "too_long": _LONG,
@@ -35,15 +36,21 @@ EXPECTED = {
 }  # fmt: skip
 """What to say by the kind of error (https://docs.pydantic.dev/latest/errors/validation_errors/), of its context."""
 
+_TIMES = {kind for kind, said in EXPECTED.items() if said == _TIME}
+
 
 def refusal_for(errors: Sequence[Any], body: object) -> Refusal:
     """Say where and what is wrong, without repeating what was sent."""
     if any(error["type"] == "json_invalid" for error in errors):
         return Refusal("malformed_json", "The body cannot be read as JSON.")
-    violations = [_violation(error, body) for error in errors[:VIOLATIONS_MAX]]
+    found = [_violation(error, body) for error in errors[:VIOLATIONS_MAX]]
+    # What may be one or several is wrong as one too, where one of the several is wrong.
+    within = tuple(each["pointer"] for each in found if "pointer" in each)
+    violations = [each for each in found if not any(place.startswith(f"{each.get('pointer')}/") for place in within)]
     first = violations[0]
     place = first.get("pointer") or first.get("parameter") or "the body"
-    more = f" (and {len(errors) - 1} more, see violations)" if len(errors) > 1 else ""
+    count = len(errors) - len(found) + len(violations)
+    more = f" (and {count - 1} more, see violations)" if count > 1 else ""
     return Refusal("invalid_parameters", f"{place}: {first['detail']}{more}", violations=violations)
 
 
@@ -51,7 +58,9 @@ def _violation(error: Any, body: object) -> dict[str, str]:
     where, *path = error["loc"]
     if where == "body":
         return {"pointer": _pointer(error, body), "detail": _detail(error) if path else _OBJECT}
-    return {"parameter": ".".join(str(part) for part in path) or str(where), "detail": _detail(error)}
+    # What is not escaped arrives as a space, and that is how a time with an offset most often goes wrong.
+    plus = " In a URL + is written %2B." if error["type"] in _TIMES and " " in str(error["input"]) else ""
+    return {"parameter": ".".join(str(part) for part in path) or str(where), "detail": _detail(error) + plus}
 
 
 def _detail(error: Any) -> str:
@@ -65,7 +74,7 @@ def _detail(error: Any) -> str:
 
 
 def _pointer(error: Any, body: object) -> str:
-    """Return where in the body it is: pydantic goes on to say which of its validators stumbled."""
+    """Return where in the body it is: pydantic also says which of its validators stumbled."""
     steps: list[str | int] = []
     for step in error["loc"][1:]:
         match body:
@@ -74,6 +83,6 @@ def _pointer(error: Any, body: object) -> str:
             case list() if isinstance(step, int):
                 body = body[step]
             case _:
-                break
+                continue
         steps.append(step)
     return json_pointer(*steps)
