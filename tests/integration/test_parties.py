@@ -5,7 +5,9 @@ import hmac
 from datetime import UTC, datetime, timedelta
 from itertools import islice, permutations
 from typing import Any
+from uuid import UUID
 
+import asyncpg
 import httpx
 import pytest
 from fastapi import FastAPI
@@ -117,6 +119,18 @@ async def test_a_mail_address_is_kept_keyed_and_found_again(admin: httpx.AsyncCl
     found = await admin.get("/v1/parties", params={"ref": "email:ada@ACME.se"})
     assert [party["id"] for party in found.json()["items"]] == [ada]
     assert "acme" not in str([dict(row) for row in await db.fetch("select * from party_ref")]).lower()
+
+
+async def test_a_mail_address_is_removed_by_what_it_is_however_it_is_kept(
+    admin: httpx.AsyncClient, db: asyncpg.Connection
+) -> None:
+    ada = await make_party(admin, email="Ada@Acme.se")
+    await db.execute("insert into party_ref (namespace, ref, party) values ('email', 'ada@old.se', $1)", UUID(ada))
+    for address in ("ada@ACME.se", "ada@old.se"):
+        removed = [await admin.delete(f"/v1/parties/{ada}/refs/email:{address}") for _ in range(2)]
+        assert [answer.json() for answer in removed] == [{"removed": 1}, {"removed": 0}], address
+    refused(await admin.delete(f"/v1/parties/{ada}/refs/email:nothing"), 422, "invalid_parameters")
+    assert (await admin.get(f"/v1/parties/{ada}")).json()["refs"] == {}
 
 
 async def test_without_a_key_a_mail_address_is_refused_and_the_remedy_told(

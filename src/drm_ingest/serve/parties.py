@@ -111,11 +111,7 @@ async def list_(query: Annotated[PartyQuery, Query()], db: Db, store: Stored) ->
     after = pages.start(query, "parties", UUID)
     ref = None
     if query.ref is not None:
-        try:
-            namespace, _, value = query.ref.partition(":")
-            ref = ":".join(reference.kept(namespace, value, key(store.settings)))
-        except reference.NotAReference as wrong:
-            raise invalid(str(wrong), parameter="ref") from None
+        ref = ":".join(_as_kept(query.ref, store.settings))
     found = await parties.parties(db, kind=query.kind, reference=ref, after=after, limit=query.limit + 1)
     rows, last = pages.cut(found, query)
     return Page(items=[Party(**row) for row in rows], next=last and pages.end(query, "parties", last["id"]))
@@ -149,12 +145,18 @@ async def add_refs(party: InPath, body: MoreRefs, db: Db, store: Stored) -> Part
     dependencies=[Depends(admin)],
 )
 async def remove_ref(
-    party: InPath, ref: Annotated[Reference, Path(description="as in crm:778", examples=["crm:778"])], db: Db
+    party: InPath,
+    ref: Annotated[Reference, Path(description="as in crm:778", examples=["crm:778"])],
+    db: Db,
+    store: Stored,
 ) -> Removed:
     id_ = await known_party(db, party)
     namespace, _, value = ref.partition(":")
     try:
+        # First as it is: what is refused or kept keyed today may have been kept in the clear before.
         removed = await parties.remove_reference(db, id_, (namespace, value))
+        if not removed and namespace in reference.KEYED:
+            removed = await parties.remove_reference(db, id_, _as_kept(ref, store.settings))
     except parties.ReferenceTaken as taken:
         detail = f"{taken.reference} is party {taken.party}, and not {id_}; nothing was removed."
         raise Refusal("conflict", detail, party=taken.party, ref=taken.reference) from None
@@ -170,15 +172,19 @@ def kept(refs: Mapping[str, str | list[str]], settings: Settings) -> Iterator[pa
     for namespace, values in refs.items():
         for number, ref in enumerate([values] if isinstance(values, str) else values):
             try:
-                yield reference.kept(namespace, ref, key(settings))
+                yield reference.kept(namespace, ref, reference.key_of(settings))
             except reference.NotAReference as wrong:
                 place = ("refs", namespace) if isinstance(values, str) else ("refs", namespace, number)
                 raise invalid(str(wrong), pointer=json_pointer(*place)) from None
 
 
-def key(settings: Settings) -> bytes | None:
-    key = settings.reference_hmac_key
-    return None if key is None else key.get_secret_value().encode()
+def _as_kept(ref: str, settings: Settings) -> parties.Reference:
+    """Return a reference that is asked for as it is kept; raises Refusal."""
+    namespace, _, value = ref.partition(":")
+    try:
+        return reference.kept(namespace, value, reference.key_of(settings))
+    except reference.NotAReference as wrong:
+        raise invalid(str(wrong), parameter="ref") from None
 
 
 def _taken(taken: parties.ReferenceTaken) -> Refusal:
