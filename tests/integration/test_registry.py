@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -524,6 +525,24 @@ async def test_a_wrong_parameter_is_named(admin: httpx.AsyncClient, query: str) 
     assert problem["violations"][0]["parameter"] == query.partition("=")[0]
 
 
+async def test_a_parameter_that_a_door_does_not_know_is_refused_at_every_door(
+    admin: httpx.AsyncClient, serve_app: FastAPI
+) -> None:
+    doors = [
+        (method, re.sub("{[^}]*}", str(UUID(int=7)), path))
+        for path, operations in serve_app.openapi()["paths"].items()
+        for method in operations
+        if path.startswith("/v1/")
+    ]
+    assert len(doors) > 30
+    for method, path in doors:
+        answer = await admin.request(method, f"{path}?dry_run=true", json=None if method == "get" else {})
+        problem = refused(answer, 422, "invalid_parameters")
+        assert {
+            "parameter": "dry_run", "detail": "There is nothing of this name here; /docs lists what there is.",
+        } in problem["violations"], (method, path)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("method", "path", "sent", "place", "detail"),
     [
@@ -541,6 +560,10 @@ async def test_a_wrong_parameter_is_named(admin: httpx.AsyncClient, query: str) 
         ("PUT", "/v1/senders/{id}/quota", {"burst_s": 0.5}, "/burst_s", "Must be a whole number."),
         ("POST", "/v1/senders/{id}/keys", {"expires_at": "tomorrow"}, "/expires_at",
          "Must be a time in RFC 3339 with an offset, as in 2026-11-22T10:00:00Z."),
+        ("POST", "/v1/senders/{id}/keys", {"expires_at": 20990301}, "/expires_at",
+         "Must be a time in RFC 3339 with an offset, as in 2026-11-22T10:00:00Z."),
+        ("POST", "/v1/senders/{id}/keys", {"expires_at": "4080000000"}, "/expires_at",
+         "Must be a time in RFC 3339 with an offset, as in 2026-11-22T10:00:00Z."),
         ("POST", "/v1/senders/{id}/keys", {"scope": {"types": []}}, "/scope/types", "Must not be empty."),
         ("POST", "/v1/senders/{id}/keys", {"scope": {"types": "x"}}, "/scope/types", "Must be a JSON array."),
         ("POST", "/v1/senders/{id}/keys", {"scope": {"devices": ["a", 7]}}, "/scope/devices/1", "Must be a string."),
@@ -551,7 +574,13 @@ async def test_a_wrong_parameter_is_named(admin: httpx.AsyncClient, query: str) 
          "Must have at most 4000 characters."),
         ("POST", "/v1/parties", {"kind": "vendor", "name": "a", "refs": {"C[": "1"}}, "/refs/C[",
          "Must match ^[a-z][a-z0-9-]{0,39}$."),
+        ("POST", "/v1/parties", {"kind": "vendor", "name": "a", "refs": {"crm": ["1", 7]}}, "/refs/crm/1",
+         "Must be a string."),
         ("GET", "/v1/parties?limit=x", None, "limit", "Must be a whole number."),
+        ("GET", "/v1/relationships?as_of=20260301", None, "as_of",
+         "Must be a time in RFC 3339 with an offset, as in 2026-11-22T10:00:00Z."),
+        ("GET", "/v1/relationships?as_of=2026-03-01T00:00:00+02:00", None, "as_of",
+         "Must be a time in RFC 3339 with an offset, as in 2026-11-22T10:00:00Z. In a URL + is written %2B."),
         ("GET", "/v1/senders/me", None, "sender", "Must be an id, as in 01a202fd-12a9-75d6-a27e-21b5246620a3."),
     ],
 )  # fmt: skip

@@ -463,6 +463,22 @@ async def test_known_at_answers_what_was_known_then_and_as_of_what_held_then(
     assert await listed(admin, as_of=MARCH) == []
 
 
+async def test_one_relation_is_read_as_it_was_known(admin: httpx.AsyncClient) -> None:
+    ada = await make_party(admin)
+    first = await begun(admin, ada)
+    path = f"{RELATIONSHIPS}/{first['id']}"
+    second = await changed(admin, first, "correct", valid_from=APRIL)
+    withdrawn = await changed(admin, first, "withdraw")
+    for known_at, version in ((first["recorded_at"], first), (second["recorded_at"], second)):
+        answer = await admin.get(path, params={"known_at": known_at})
+        assert answer.json() == version
+        etag = answer.headers["etag"]
+        again = await admin.get(path, params={"known_at": known_at}, headers={"if-none-match": etag})
+        assert (again.status_code, again.headers["etag"]) == (304, etag)
+    for known_at in (MARCH, withdrawn["withdrawn_at"]):
+        refused(await admin.get(path, params={"known_at": known_at}), 404, "not_found")
+
+
 async def test_a_clock_that_is_set_back_changes_nothing_about_the_order_of_what_we_knew(
     admin: httpx.AsyncClient, db: asyncpg.Connection
 ) -> None:

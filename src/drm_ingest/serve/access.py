@@ -19,7 +19,8 @@ from drm_ingest.guesses import Guesses
 from drm_ingest.postgres.credentials import KEY_PREFIX, key_hash
 from drm_ingest.postgres.pool import Pool
 from drm_ingest.postgres.registry import senders
-from drm_ingest.serve.problems import store_failures_refused
+from drm_ingest.serve.problems import invalid, store_failures_refused
+from drm_ingest.serve.violations import NOTHING_OF_THIS_NAME
 from drm_ingest.settings import Settings
 
 KEY_CHARACTERS_MAX = 200
@@ -97,6 +98,15 @@ async def caller(
 
 
 Anyone = Annotated[Caller, Depends(caller)]
+
+
+def nothing_else(request: Request, _caller: Anyone) -> None:
+    """Refuse parameters where none are known: whoever sends `?dry_run=true` or `?known_at=…` counts on it.
+
+    Where some are, their model refuses all others.
+    """
+    if request.query_params and not request.scope["route"].dependant.query_params:
+        raise invalid(NOTHING_OF_THIS_NAME, parameter=next(iter(request.query_params)))
 
 
 def _having(*roles: str) -> Callable[[Caller], Caller]:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from drm_ingest import health, logs
 from drm_ingest.guesses import Guesses
@@ -34,7 +34,7 @@ from drm_ingest.serve import (
     senders,
     timeline,
 )
-from drm_ingest.serve.access import Store
+from drm_ingest.serve.access import Store, nothing_else
 from drm_ingest.serve.requests import Requests
 from drm_ingest.settings import Settings
 
@@ -118,7 +118,7 @@ def build(settings: Settings, metrics: Metrics) -> FastAPI:
     party_rooms = (parties, attributes, links, origins, timeline, records)
     device_rooms = (claims, hand_over, replacements, devices)
     for room in (senders, keys, fleet_keys, *party_rooms, *device_rooms, relationships, revisions, events):
-        app.include_router(room.routes)
+        app.include_router(room.routes, dependencies=[Depends(nothing_else)])
     return app
 
 

@@ -23,12 +23,14 @@ def answer(content: BaseModel, if_none_match: str | None, *, but: Collection[str
     tag = f'{"W/" if but else ""}"{blake2b(named, digest_size=12).hexdigest()}"'
     # Anybody's cache but the client's own would show one person's record to another.
     headers = {"etag": tag, "cache-control": "private, no-cache"}
-    if if_none_match is not None and _names(if_none_match, tag):
+    if names(if_none_match, tag):
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type="application/json")
 
 
-def _names(if_none_match: str, tag: str) -> bool:
-    """Compare weakly, as If-None-Match is."""
+def names(if_none_match: str | None, tag: str) -> bool:
+    """Return whether If-None-Match names a tag; it is compared weakly (RFC 9110, 13.1.2)."""
+    if if_none_match is None:
+        return False
     tags = {named.strip().removeprefix("W/") for named in if_none_match.split(",")}
     return "*" in tags or tag.removeprefix("W/") in tags

@@ -1,10 +1,11 @@
 """Relations: who holds which role on which device or party, and when."""
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import asyncpg
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from drm_ingest.errors import Refusal
@@ -15,6 +16,7 @@ from drm_ingest.postgres.relations import relationships as stored
 from drm_ingest.postgres.relations.changes import Claim, EmptyRange, HeldAlready
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Admin, Db, reader
+from drm_ingest.serve.conditional import IfNoneMatch, names
 from drm_ingest.serve.problems import documented, invalid
 from drm_ingest.serve.shapes import Name, Page, PageQuery, PartyName, Request, Subject, Text, Time, from_json
 
@@ -89,12 +91,20 @@ class Change(BaseModel):
     moves: Annotated[list[Moved], from_json]
 
 
-class RelationshipQuery(PageQuery):
+class VersionQuery(Request):
+    known_at: Time | None = Field(None, description="as we knew it then; left out: as we know it now")
+
+
+class RelationshipQuery(VersionQuery, PageQuery):
     subject: Subject | None = None
     party: PartyName | None = None
     role: Role | None = None
     as_of: Time | None = Field(None, description="only those that held then")
-    known_at: Time | None = Field(None, description="as we knew it then; left out: as we know it now")
+
+
+def as_known(row: asyncpg.Record) -> Relationship:
+    """Return a version as it was known while it was the latest: nobody knew what would come of it."""
+    return Relationship(**row, withdrawn_at=None)
 
 
 def shown(row: asyncpg.Record) -> Relationship:
@@ -178,9 +188,10 @@ def conflict(held: HeldAlready) -> Refusal:
     )
 
 
-def not_there(relationship: UUID) -> Refusal:
-    """Return the refusal of an id that no relation has."""
-    return Refusal("not_found", f"There is no relationship {relationship}.")
+def not_there(relationship: UUID, known_at: datetime | None = None) -> Refusal:
+    """Return the refusal of an id that no relation has, or none had then."""
+    known = f" that we knew of at {known_at.isoformat().replace('+00:00', 'Z')}" if known_at else ""
+    return Refusal("not_found", f"There is no relationship {relationship}{known}.")
 
 
 @routes.get(
@@ -202,8 +213,7 @@ async def list_(query: Annotated[RelationshipQuery, Query()], db: Db) -> Page[Re
     )  # fmt: skip
     rows, last = pages.cut(found, query)
     return Page(
-        # At `known_at` nobody knew what would come of them.
-        items=[Relationship(**row, withdrawn_at=None) for row in rows],
+        items=[as_known(row) for row in rows],
         next=last and pages.end(query, "relationships", last["id"]),
     )
 
@@ -211,23 +221,25 @@ async def list_(query: Annotated[RelationshipQuery, Query()], db: Db) -> Page[Re
 @routes.get(
     "/{relationship}",
     summary="Read a relation",
-    description="Its latest version, and whether it was withdrawn. "
+    description="Its latest version, and whether it was withdrawn; with `known_at` the version that was known then. "
     "304 with `If-None-Match` where it is still the version of that ETag.",
     response_model=Relationship,
     responses={304: {"description": "It is still that version."}, **documented("not_found")},
     dependencies=[Depends(reader)],
 )
 async def read(
-    relationship: UUID, response: Response, db: Db, if_none_match: Annotated[str | None, Header()] = None
+    relationship: UUID,
+    query: Annotated[VersionQuery, Query()],
+    response: Response,
+    db: Db,
+    if_none_match: IfNoneMatch = None,
 ) -> Any:
-    row = await stored.relationship(db, relationship)
+    row = await stored.relationship(db, relationship, query.known_at)
     if row is None:
-        raise not_there(relationship)
-    relation = shown(row)
+        raise not_there(relationship, query.known_at)
+    relation = shown(row) if query.known_at is None else as_known(row)
     tag = etag(relation)
-    if if_none_match is not None and any(
-        named.strip().removeprefix("W/") in (tag, "*") for named in if_none_match.split(",")
-    ):
+    if names(if_none_match, tag):
         return Response(status_code=304, headers={"etag": tag})
     response.headers["etag"] = tag
     return relation

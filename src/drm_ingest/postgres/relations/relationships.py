@@ -31,9 +31,14 @@ async def canonical_subject(db: asyncpg.Connection, subject: str) -> str | None:
     return None if party is None else f"{PARTY_PREFIX}{party}"
 
 
-async def relationship(db: asyncpg.Connection, id_: UUID) -> asyncpg.Record | None:
-    """Return the latest version of a relation, which is closed (`superseded_at`) where it was withdrawn."""
-    return await db.fetchrow(f"{ROW} where id = $1 order by version desc limit 1", id_)
+async def relationship(db: asyncpg.Connection, id_: UUID, known_at: datetime | None = None) -> asyncpg.Record | None:
+    """Return the latest version of a relation, which is closed (`superseded_at`) where it was withdrawn.
+
+    With `known_at` the one that was known then, if any was.
+    """
+    then = "" if known_at is None else "and recorded @> $2::timestamptz"
+    values = [id_] if known_at is None else [id_, known_at]
+    return await db.fetchrow(f"{ROW} where id = $1 {then} order by version desc limit 1", *values)
 
 
 async def versions(
