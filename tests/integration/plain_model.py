@@ -217,7 +217,9 @@ class Model:
         if device not in self.codes or not right:
             raise Refused(403)
         if (begun := self.codes[device]) is not None:
-            raise Refused(200 if self.latest(begun).party == party else 403)
+            was = self.latest(begun)
+            holds = was.gone is None and (was.end is None or datetime.now(UTC) < was.end)
+            raise Refused(200 if was.party == party and holds else 403)
         return self.begin(Version(None, device, "owner", party, None, now, None))
 
     # -- replacements and links --------------------------------------------------------------------------------------

@@ -151,6 +151,17 @@ async def test_whoever_has_the_code_becomes_the_owner_and_asking_again_changes_n
     assert [row["change"] for row in await history(admin, relation)] == ["begun"]
 
 
+@pytest.mark.parametrize("verb", ["end", "withdraw"])
+async def test_who_owns_it_no_more_is_not_told_that_the_claim_was_made(
+    admin: httpx.AsyncClient, meter: str, verb: str
+) -> None:
+    ada = await party(admin)
+    code = await code_of(admin)
+    begun = (await claim(admin, ada, code)).json()
+    assert (await change(admin, begun, verb)).status_code == 200
+    assert refused(await claim(admin, ada, code), 403, "claim_code_dead")["reason"] == "used"
+
+
 async def test_an_owned_device_is_claimed_by_nobody_and_the_refusal_names_the_relation(
     admin: httpx.AsyncClient, meter: str
 ) -> None:

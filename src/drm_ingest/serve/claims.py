@@ -96,7 +96,7 @@ async def make_code(
 
 _DEAD = {
     "none": "No code was made for this device",
-    "used": "The code of this device was used, by another party",
+    "used": "The code of this device was used, by another party or for a relation that holds no more",
     "guessed": "Too many wrong codes were tried on this device",
     "expired": "The code of this device has expired, or it was handed over since",
 }
@@ -107,8 +107,9 @@ _DEAD = {
     status_code=201,
     summary="Claim a device with its code",
     description="The party owns it from now on. A code is good for one claim; the same claim again answers 200 with "
-    "its relation. Wrong codes are counted for the device, and after DRM_CLAIM_CODE_GUESSES_MAX of them its code is "
-    "dead. Where somebody owns the device, 409 names that relation, once the code is right.",
+    "its relation, as long as that holds. Wrong codes are counted for the device, and after "
+    "DRM_CLAIM_CODE_GUESSES_MAX of them its code is dead. Where somebody owns the device, 409 names that relation, "
+    "once the code is right.",
     responses={
         200: {"model": Relationship, "description": "It was claimed so before."},
         **documented("not_found", "claim_code_wrong", "claim_code_dead", "conflict"),

@@ -87,7 +87,7 @@ class Proof:
 async def claim(db: asyncpg.Connection, proof: Proof, guesses_max: int) -> tuple[asyncpg.Record, bool]:
     """Let a party, which exists, own a device from now on; return its relation, and whether it is new.
 
-    The same claim again is answered with the relation that it began.
+    The same claim again is answered with the relation that it began, as long as that holds.
 
     Raises:
         WrongCode, DeadCode, HeldAlready: and nothing was changed, but that a guess was counted.
@@ -110,7 +110,7 @@ async def claim(db: asyncpg.Connection, proof: Proof, guesses_max: int) -> tuple
             refused = WrongCode(guesses_max - row["guesses"] - 1)
         elif row["relationship"] is not None:
             begun = await relationship(db, row["relationship"])
-            if begun is not None and begun["party"] == proof.party:
+            if begun is not None and begun["party"] == proof.party and _holds(begun, now):
                 return begun, False
             refused = DeadCode("used")
         elif row["expires_at"] <= now:
@@ -121,3 +121,7 @@ async def claim(db: asyncpg.Connection, proof: Proof, guesses_max: int) -> tuple
             await db.execute("update claim_code set relationship = $2 where device = $1", proof.device, begun["id"])
             return begun, True
     raise refused  # not before the guess is counted for good
+
+
+def _holds(begun: asyncpg.Record, now: datetime) -> bool:
+    return begun["superseded_at"] is None and (begun["valid_to"] is None or now < begun["valid_to"])
