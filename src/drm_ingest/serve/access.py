@@ -4,7 +4,7 @@ Every request is looked up in Postgres anew, so a revoked key is refused at once
 """
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Annotated
@@ -38,7 +38,8 @@ class Store:
     """Hashes of keys that were in force when they were last asked for: these are looked up whatever others guess."""
 
 
-def _store(request: Request) -> Store:
+# None of these waits for anything, and yet they are async: FastAPI calls what is not in a thread, and waits for that.
+async def _store(request: Request) -> Store:
     store: Store = request.app.state.store
     return store
 
@@ -100,7 +101,7 @@ async def caller(
 Anyone = Annotated[Caller, Depends(caller)]
 
 
-def nothing_else(request: Request, _caller: Anyone) -> None:
+async def nothing_else(request: Request, _caller: Anyone) -> None:
     """Refuse parameters where none are known: whoever sends `?dry_run=true` or `?known_at=…` counts on it.
 
     Where some are, their model refuses all others.
@@ -109,8 +110,8 @@ def nothing_else(request: Request, _caller: Anyone) -> None:
         raise invalid(NOTHING_OF_THIS_NAME, parameter=next(iter(request.query_params)))
 
 
-def _having(*roles: str) -> Callable[[Caller], Caller]:
-    def allowed(caller: Anyone) -> Caller:
+def _having(*roles: str) -> Callable[[Caller], Awaitable[Caller]]:
+    async def allowed(caller: Anyone) -> Caller:
         if caller.role not in roles:
             raise Refusal("forbidden", f"This needs the key of a sender with the role {' or '.join(roles)}.")
         return caller
