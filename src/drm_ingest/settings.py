@@ -188,6 +188,10 @@ class Settings(BaseSettings):
         150,
         description="the record of a party with more devices is read from totals; fewer are put together when read",
     )
+    live_timeline_relations_max: Count = Field(
+        4000,
+        description="of a party with totals and more relations a page is looked for among everybody's newest events",
+    )
     totals_interval_s: Seconds = Field(
         1.0, description="how often totals are brought on; without any, a fifth as often"
     )

@@ -49,6 +49,7 @@ def serve_settings(database: str) -> Settings:
         postgres_lock_timeout_s=0.5,
         serve_body_bytes_max=100_000,
         serve_page_bytes_max=50_000,
+        live_timeline_relations_max=4,  # so that timelines of parties with totals are read either way
         request_body_timeout_s=1,
         refused_body_discard_bytes_max=1_000_000,
     )

@@ -17,8 +17,8 @@ from drm_ingest.event import (
     UNLINKED,
     identity_source,
 )
-from drm_ingest.postgres.record import timeline
 from drm_ingest.postgres.record.known import NOW, View
+from drm_ingest.postgres.record.page import Position, Wanted
 from drm_ingest.postgres.registry import parties
 from drm_ingest.postgres.relations import links, relationships
 from drm_ingest.postgres.store import fates
@@ -66,12 +66,12 @@ class EventsQuery(PageQuery):
     until: Time | None = Field(None, description="that happened before then")
 
 
-def wanted(query: EventsQuery, list_: str, bytes_max: int, view: View = NOW) -> timeline.Wanted:
+def wanted(query: EventsQuery, list_: str, bytes_max: int, view: View = NOW) -> Wanted:
     """Return what a list of events asks of Postgres: one more than its page, to know whether there is a next one."""
-    after = pages.start(query, list_, timeline.Position)
+    after = pages.start(query, list_, Position)
     if after and not 1 < after.occurred_at.year < 9999:
         raise pages.foreign()
-    return timeline.Wanted(query.type, query.since, query.until, after, query.limit + 1, bytes_max, view)
+    return Wanted(query.type, query.since, query.until, after, query.limit + 1, bytes_max, view)
 
 
 def page(
@@ -82,7 +82,7 @@ def page(
     if not rows or rows[0]["found"] <= len(rows):
         return rows, None
     last = rows[-1]
-    position = timeline.Position(*(last[name] for name in ("occurred_at", "subject", "source", "id", "rank")))
+    position = Position(*(last[name] for name in ("occurred_at", "subject", "source", "id", "rank")))
     return rows, pages.end(query, list_, position)
 
 

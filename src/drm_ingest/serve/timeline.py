@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from drm_ingest.event import PARTY_PREFIX
 from drm_ingest.postgres.record import timeline as stored
+from drm_ingest.postgres.record.page import BEGUN, ENDED, EVENT_RANK
 from drm_ingest.serve import events
 from drm_ingest.serve.access import Db, Stored, reader
 from drm_ingest.serve.activity import ViewQuery
@@ -25,7 +26,7 @@ class TimelineItem(BaseModel):
     It has either `event` or `relationship`.
     """
 
-    type: str = Field(description=f"of the event; or {stored.BEGUN}, {stored.ENDED}", examples=["device.measurement"])
+    type: str = Field(description=f"of the event; or {BEGUN}, {ENDED}", examples=["device.measurement"])
     occurred_at: Time
     device: str | None = Field(description="null: about the party itself, or a party it stands in relation to")
     roles: list[str] = Field(description="held when it happened; `self`: it is about the party", examples=[["owner"]])
@@ -56,14 +57,15 @@ async def timeline(
     id_ = await known_party(db, party)
     list_ = f"timeline of {id_}"
     wanted = events.wanted(query, list_, store.settings.serve_page_bytes_max, query.view)
-    rows, next_ = events.page(await stored.of_party(db, id_, wanted), query, list_)
+    found = await stored.of_party(db, id_, wanted, store.settings.live_timeline_relations_max)
+    rows, next_ = events.page(found, query, list_)
     items = [
         TimelineItem(
             type=row["type"],
             occurred_at=row["occurred_at"],
             device=None if row["subject"].startswith(PARTY_PREFIX) else row["subject"],
             roles=row["roles"] or ["self"],
-            event=events.Event(**row) if row["rank"] == stored.EVENT_RANK else None,
+            event=events.Event(**row) if row["rank"] == EVENT_RANK else None,
             relationship=row["relation"],
         )
         for row in rows
