@@ -13,15 +13,11 @@ from uuid import UUID
 
 import asyncpg
 
-from drm_ingest.postgres.record import cared_for, own, serviced, sold, supplied, tally, whole
+from drm_ingest.postgres.record import kinds, own, tally, whole
 from drm_ingest.postgres.record.known import NOW, View
+from drm_ingest.postgres.record.reading import PARTS_MAX, Reading, Rows
 from drm_ingest.postgres.registry import attributes, parties
 from drm_ingest.postgres.relations import links
-
-PARTS_MAX = 100
-"""Of each list in the part that is of one kind: visits, batches, customers, codes of faults."""
-
-Rows = list[asyncpg.Record]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +58,7 @@ class PartyRecord:
     satisfaction: Rows
     """scale, score, answers, first_at, last_at."""
     part: Mapping[str, Rows]
-    """What only a party of its kind has; see `_PARTS`. `visited`, if it is there, says how many visits there are."""
+    """What only a party of its kind has; see kinds.py. `visited`, if it is there, says how many visits there are."""
     read: asyncpg.Record
     """read_at, attached_at."""
     totals_through: datetime | None
@@ -76,159 +72,91 @@ async def of_party(db: asyncpg.Connection, party: UUID, view: View, shown: Shown
     async with db.transaction(isolation="repeatable_read", readonly=True):
         group = await links.group(db, party, view.known_at)
         members = await parties.parties_of(db, group)
-        totals = await db.fetchrow(whole.OF_GROUP, group[0]) if view == NOW else None
-        if totals is not None and totals["members"] == group:
-            put_together = await _from_totals(db, members[0]["kind"], totals, shown)
-        else:
-            put_together = await _live(db, members[0]["kind"], view.of(group), shown)
+        totals = await db.fetchrow(whole.OF_GROUP, group[0]) if view.known_at is None else None
+        if totals is not None and totals["members"] != group:
+            totals = None
+        large = None if totals is None else totals["id"]
+        # What was current at another time than now is not counted beforehand; what happened until then is.
+        record = Reading(db, view.of(group), large if view == NOW else None)
+        listed = await (_listed(record, shown) if record.large is None else _listed_of_large(record, shown))
+        devices = [row["subject"] for row in listed["devices"]]
+        happened = await _happened_by_totals(record, large, devices, shown.days) if large is not None else None
+        latest, days = happened or await _happened(record, devices, shown.days)
         return PartyRecord(
+            **listed,
             parties=members,
             links=await links.links(db, group, view.known_at) if len(group) > 1 else [],
             attributes=await attributes.of_parties(db, group),
+            latest=latest,
+            days=days,
+            faults=await record.figure("faults", own.FAULTS, PARTS_MAX),
+            satisfaction=await record.figure("satisfaction", own.SATISFACTION),
+            part=await kinds.part(record, members[0]["kind"], shown.around_visit_days),
             read=await db.fetchrow(own.READ),
-            **put_together,
+            totals_through=totals["through"] if totals is not None and (happened or record.large) else None,
         )
 
 
-Of = tuple[Sequence[UUID], datetime | None, datetime | None]
-
-
-async def _live(db: asyncpg.Connection, kind: str, of: Of, shown: Shown) -> dict[str, Any]:
-    devices = await db.fetch(own.DEVICES, *of, shown.devices)
-    latest = await db.fetch(tally.RECORD, *of, [row["subject"] for row in devices])
-    relations = await db.fetch(own.RELATIONS, *of, shown.relations)
-    counted = relations[0] if relations else {"holding": 0, "planned": 0, "past": 0}
+async def _listed(record: Reading, shown: Shown) -> dict[str, Any]:
+    """Return relations and devices, as many as are shown and how many there are."""
+    relations = await record.live(own.RELATIONS, shown.relations)
+    held = relations[0] if relations else {"holding": 0, "planned": 0, "past": 0}
+    devices = await record.live(own.DEVICES, shown.devices)
     return {
         "relations": relations[: shown.relations],
-        "relations_now": (counted["holding"], counted["planned"], counted["past"]),
-        "devices": devices,
-        "devices_now": await db.fetchval(own.DEVICES_NOW, *of),
-        "latest": latest,
-        "days": await _days(db, of, latest, shown.days),
-        "faults": await db.fetch(own.FAULTS, *of, PARTS_MAX),
-        "satisfaction": await db.fetch(own.SATISFACTION, *of),
-        "part": await _PARTS[kind](db, of, shown),
-        "totals_through": None,
+        "relations_now": (held["holding"], held["planned"], held["past"]),
+        "devices": devices[: shown.devices],
+        "devices_now": devices[0]["devices_now"] if devices else 0,
     }
 
 
-async def _from_totals(db: asyncpg.Connection, kind: str, totals: asyncpg.Record, shown: Shown) -> dict[str, Any]:
-    large, group = totals["id"], totals["members"]
-
-    async def figures(name: str) -> Rows:
-        rows: Rows = await db.fetch(whole.FIGURES[name], large)
-        return rows
-
-    (counted,) = await figures("relations")
+async def _listed_of_large(record: Reading, shown: Shown) -> dict[str, Any]:
+    db, group = record.db, record.of[0]
     relations: Rows = []
     for statement in whole.RELATIONS.values():
         if len(relations) < shown.relations:
             relations += await db.fetch(statement, group, shown.relations - len(relations))
-    devices = await db.fetch(whole.DEVICES, group, shown.devices)
-    latest = await db.fetch(whole.LATEST, large)
-    part: dict[str, Rows] = {}
-    if kind == "vendor":
-        part = {
-            "sales": await figures("sales"),
-            "satisfaction": await figures("sold_satisfaction"),
-            "faults": await figures("sold_faults"),
-        }
-    elif kind == "supplier":
-        part = {
-            "devices": await figures("supplied"),
-            "batches": await figures("batches"),
-            "faults": await figures("supplied_faults"),
-        }
-    elif kind == "partner":
-        (visited,) = await figures("visits")
-        # The newest visits are all on these devices; what was around them is read live.
-        on = [row["subject"] for row in await db.fetch(whole.VISITED, large, PARTS_MAX)]
-        of = (*NOW.of(group), PARTS_MAX, shown.around_visit_days, on)
-        part = {
-            "devices": await figures("serviced"),
-            "visits": await db.fetch(serviced.newest("$6"), *of),
-            "satisfaction": await db.fetch(serviced.satisfaction("$6"), *of),
-            "visited": [visited],
-        }
-    elif kind == "employee":
-        part = dict(await _of_employee(db, NOW.of(group), shown))
-    days: Rows = []
-    if latest and shown.days:
-        ends = _day_after(latest)
-        days = await db.fetch(whole.BY_DAY, large, (ends - timedelta(days=shown.days)).date(), ends.date())
+    (held,) = await db.fetch(whole.FIGURES["relations"], record.large)
+    (found,) = await db.fetch(whole.FIGURES["devices_now"], record.large)
     return {
         "relations": relations,
-        "relations_now": (counted["holding"], counted["planned"], counted["past"]),
-        "devices": devices,
-        "devices_now": (await figures("devices_now"))[0]["devices_now"],
-        "latest": latest + await db.fetch(whole.LATEST_OF_DEVICES, group, [row["subject"] for row in devices]),
-        "days": days,
-        "faults": await figures("faults"),
-        "satisfaction": await figures("satisfaction"),
-        "part": part,
-        "totals_through": totals["through"],
+        "relations_now": (held["holding"], held["planned"], held["past"]),
+        "devices": await db.fetch(whole.DEVICES, group, shown.devices),
+        "devices_now": found["devices_now"],
     }
 
 
-async def _days(db: asyncpg.Connection, of: Of, latest: Rows, days: int) -> Rows:
-    """Return what happened on the last of so many days on which anything did, and on the days before it."""
+async def _happened(record: Reading, devices: list[str], days: int) -> tuple[Rows, Rows]:
+    """Return what happened: `latest`, and what did on the last of so many days and on the days before it."""
+    latest = await record.live(tally.RECORD, devices)
     if not latest or not days:
-        return []
+        return latest, []
     ends = _day_after(latest)
-    rows: Rows = await db.fetch(tally.BY_DAY, *of, ends - timedelta(days=days), ends)
-    return rows
+    return latest, await record.live(tally.BY_DAY, ends - timedelta(days=days), ends)
+
+
+async def _happened_by_totals(record: Reading, large: int, devices: list[str], days: int) -> tuple[Rows, Rows] | None:
+    """Return the same from the totals of days, and from events of the day that `as_of` is in.
+
+    None: something is not known without looking at the events.
+    """
+    db, as_of = record.db, record.of[1]
+    last_day = "[]" if as_of is None else await db.fetchval(whole.LAST_DAY, large, as_of)
+    counted = (large, as_of and as_of.astimezone(UTC).date(), last_day)
+    latest = await db.fetch(whole.LATEST, *counted)
+    if any(row["occurred_at"] is None or row["first_seen"] is None for row in latest):
+        return None
+    by_day: Rows = []
+    if latest and days:
+        ends = _day_after(latest)
+        by_day = await db.fetch(whole.BY_DAY, *counted, (ends - timedelta(days=days)).date(), ends.date())
+    return latest + await record.live(whole.LATEST_OF_DEVICES, devices), by_day
 
 
 def _day_after(latest: Rows) -> datetime:
+    """Return when the last day ends on which anything happened."""
     last: datetime = max(row["occurred_at"] for row in latest).astimezone(UTC)
     return last.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
-
-
-async def _of_customer(db: asyncpg.Connection, of: Of, shown: Shown) -> Mapping[str, Rows]:
-    return {}
-
-
-async def _of_vendor(db: asyncpg.Connection, of: Of, shown: Shown) -> Mapping[str, Rows]:
-    return {
-        "sales": await db.fetch(sold.SALES, *of),
-        "satisfaction": await db.fetch(sold.SATISFACTION, *of),
-        "faults": await db.fetch(sold.FAULTS, *of, PARTS_MAX),
-    }
-
-
-async def _of_partner(db: asyncpg.Connection, of: Of, shown: Shown) -> Mapping[str, Rows]:
-    return {
-        "devices": await db.fetch(serviced.DEVICES, *of),
-        "visits": await db.fetch(serviced.VISITS, *of, PARTS_MAX, shown.around_visit_days),
-        "satisfaction": await db.fetch(serviced.SATISFACTION, *of, PARTS_MAX, shown.around_visit_days),
-    }
-
-
-async def _of_employee(db: asyncpg.Connection, of: Of, shown: Shown) -> Mapping[str, Rows]:
-    customers = await db.fetch(cared_for.CUSTOMERS, *of, PARTS_MAX)
-    listed = [row["id"] for row in customers]
-    return {
-        "customers": customers,
-        "satisfaction": await db.fetch(cared_for.SATISFACTION, *of, listed),
-        "faults": await db.fetch(cared_for.FAULTS, *of, listed),
-    }
-
-
-async def _of_supplier(db: asyncpg.Connection, of: Of, shown: Shown) -> Mapping[str, Rows]:
-    return {
-        "devices": await db.fetch(supplied.DEVICES, *of),
-        "batches": await db.fetch(supplied.BATCHES, *of, PARTS_MAX),
-        "faults": await db.fetch(supplied.FAULTS, *of, PARTS_MAX),
-    }
-
-
-_PARTS = {
-    "customer": _of_customer,
-    "vendor": _of_vendor,
-    "partner": _of_partner,
-    "employee": _of_employee,
-    "supplier": _of_supplier,
-}
 
 
 @dataclass(frozen=True, slots=True)

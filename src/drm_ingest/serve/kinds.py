@@ -7,7 +7,7 @@ from uuid import UUID
 import asyncpg
 from pydantic import BaseModel, Field
 
-from drm_ingest.postgres.records import PARTS_MAX
+from drm_ingest.postgres.record.reading import PARTS_MAX
 from drm_ingest.serve.activity import Satisfaction, satisfaction
 from drm_ingest.serve.shapes import Time
 

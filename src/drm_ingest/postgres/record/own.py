@@ -28,14 +28,19 @@ order by array_position(array['now', 'later', 'before'], holds), lower(valid) de
 limit greatest($4, 1)"""
 
 _HELD_NOW = f"""
-from {RELATION} as relation join device using (subject)
-where party = any ($1::uuid[]) and subject_party is null and {holds(AT)}"""
+from {RELATION} as relation where party = any ($1::uuid[]) and subject_party is null and {holds(AT)}"""
+# One at least: it tells how many there are.
 DEVICES = f"""
-select subject, model, firmware,
-       jsonb_agg(jsonb_build_object('role', role, 'party', party, 'relationship', relation.id,
-                                    'version', relation.version, 'valid_from', lower(valid))
-                 order by role, lower(valid), relation.id) as roles
-{_HELD_NOW} group by subject, model, firmware order by subject limit $4"""
+with mine as materialized (select subject, role, party, id, version, valid {_HELD_NOW}),
+listed as (
+    select subject, count(*) over () as devices_now from mine group by subject order by subject limit greatest($4, 1)
+)
+select subject, model, firmware, devices_now,
+       jsonb_agg(jsonb_build_object('role', role, 'party', party, 'relationship', mine.id,
+                                    'version', mine.version, 'valid_from', lower(valid))
+                 order by role, lower(valid), mine.id) as roles
+from listed join device using (subject) join mine using (subject)
+group by subject, model, firmware, devices_now order by subject"""
 DEVICES_NOW = f"select count(distinct subject) {_HELD_NOW}"
 
 RELATIONS_COUNT = f"select count(*) from {RELATION} as relation where party = any ($1::uuid[]) and {STARTED}"

@@ -3,7 +3,7 @@
 Pages of devices and relations are read live, along indexes in their orders. Everything else was counted.
 """
 
-from drm_ingest.postgres.record.known import holds
+from drm_ingest.postgres.record.known import RELATION, STARTED, UNTIL, holds
 from drm_ingest.postgres.record.tally import TALLY, TOLD
 
 # $1 the first of the group.
@@ -11,6 +11,11 @@ OF_GROUP = """
 select id, members, case when stale then shown_at else through end as through
 from large_party cross join totals_position
 where party = $1 and built_at is not null and shown is not null"""
+
+# Of the group whose first is $1; null: it is not read from totals.
+RELATIONS_COUNT = """
+select (shown #>> '{relations,0,holding}')::bigint + (shown #>> '{relations,0,past}')::bigint
+from large_party where party = $1 and built_at is not null"""
 
 # -- of the group $1, at most $2 ---------------------------------------------------------------------------------------
 
@@ -35,13 +40,13 @@ from listed join device using (subject) cross join lateral (
 ) as relation
 group by subject, model, firmware order by subject"""
 
-# $2 the devices.
+# $2 as_of, $3 known_at, $4 the devices.
 LATEST_OF_DEVICES = f"""
 with span (subject, starts, ends) as (
     select subject, lower(during), upper(during)
     from (
-        select subject, unnest(range_agg(valid)) as during from relationship
-        where subject = any ($2::text[]) and party = any ($1::uuid[]) and upper_inf(recorded) group by subject
+        select subject, unnest(range_agg(valid * {UNTIL})) as during from {RELATION} as relation
+        where subject = any ($4::text[]) and party = any ($1::uuid[]) and {STARTED} group by subject
     ) as united
 ), {TALLY},
 newest (device, type, subject, last_at) as (
@@ -84,22 +89,54 @@ order by valid_from desc nulls last, id limit $2"""
 
 # -- of the large party $1 ---------------------------------------------------------------------------------------------
 
-LATEST = f"""
-with newest (device, type, subject, last_at) as (
-    select distinct on (type) null, type, last_subject, last_at
-    from large_party_day where large = $1 order by type, day desc
+# What happened until $2 on the day that this is in, which is not over: rows in JSON, as large_party_day has days.
+LAST_DAY = """
+with span as (
+    select subject, lower(during) as starts, upper(during) as ends
+    from large_party_span cross join lateral unnest(valid * tstzmultirange(
+        tstzrange(date_trunc('day', $2::timestamptz, 'UTC'), $2 + interval '1 microsecond')
+    )) as during
+    where large = $1
 ),
-total as (select type, sum(events)::bigint as events from large_party_day where large = $1 group by type),
-opened as (
-    select min(first_at) as first_seen from large_party_day
-    where large = $1 and day = (select min(day) from large_party_day where large = $1)
+found as (
+    select type, subject, events, first_at, last_at
+    from span cross join lateral (
+        select type, count(*) as events, min(occurred_at) as first_at, max(occurred_at) as last_at from event
+        where subject = span.subject and occurred_at >= span.starts and occurred_at < span.ends
+        group by type
+    ) as moments
 )
+select coalesce(jsonb_agg(to_jsonb(last)), '[]')
+from (
+    select ($2 at time zone 'UTC')::date as day, type, sum(events)::bigint as events, min(first_at) as first_at,
+           max(last_at) as last_at, (array_agg(subject order by last_at desc, subject))[1] as last_subject
+    from found group by type
+) as last"""
+
+# The days before $2 (null: all there are), and one more, $3.
+_DAYS = """
+counted as (
+    select day, type, events, first_at, last_at, last_subject from large_party_day
+    where large = $1 and day < coalesce($2::date, 'infinity')
+    union all
+    select * from jsonb_to_recordset($3::jsonb) as last (
+        day date, type text, events bigint, first_at timestamptz, last_at timestamptz, last_subject text
+    )
+)"""
+
+LATEST = f"""
+with {_DAYS},
+newest (device, type, subject, last_at) as (
+    select distinct on (type) null, type, last_subject, last_at from counted order by type, day desc
+),
+total as (select type, sum(events)::bigint as events from counted group by type),
+opened as (select min(first_at) as first_seen from counted where day = (select min(day) from counted))
 {TOLD}"""
 
-# From the day $2 on and before $3.
-BY_DAY = """
-select day, type, events from large_party_day
-where large = $1 and day >= $2::date and day < $3::date order by day desc, type"""
+# From the day $4 on and before $5.
+BY_DAY = f"""
+with {_DAYS}
+select day, type, events from counted where day >= $4::date and day < $5::date order by day desc, type"""
 
 VISITED = """
 select distinct subject from (
