@@ -1,5 +1,6 @@
 """What is exported is read back by what people read it with, whole and with its schema versions."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import asyncpg
 import pandas as pd
 
 from drm_ingest.exchange.parquet import metadata_of
+from drm_ingest.settings import KiB, MiB
 
 STATUS, ODD = "device.status", "Ünknown/type=x"
 
@@ -129,3 +131,80 @@ def interrupt(folder: Path, done: tuple[str, ...]) -> None:
     note = json.loads((folder / "_export.json").read_text())
     note |= {"complete": False, "parts": {part: note["parts"][part] for part in done}}
     (folder / "_export.json").write_text(json.dumps(note))
+
+
+# -- while everything goes on, and however much there is
+
+
+async def tell_stories(db: asyncpg.Connection, numbers: range, events_each: int = 1) -> None:
+    """Of each number a customer, who owns a device, which sent events of 1,000 bytes; in one transaction."""
+    await db.execute(
+        """
+        with number as (select generate_series($1::int, $2::int) as n),
+        customer as (insert into party (kind, name) select 'customer', n::text from number returning id, name),
+        called as (insert into party_ref (namespace, ref, party) select 'crm', name, id from customer),
+        device as (insert into device (subject, registered_by) select 'd-' || n, 'event' from number),
+        owner as (
+            insert into relationship (subject, role, party, exclusive, subject_kind, party_kind, valid)
+            select 'd-' || name, 'owner', id, true, 'device', 'customer', tstzrange('2026-03-01Z', null) from customer
+        ),
+        counted as (
+            insert into subject_day (day, events, last_at, last_hash, subject, type)
+            select '2026-03-05', $3, '2026-03-05Z', gen_random_uuid(), 'd-' || n, $4 from number
+        )
+        insert into event
+            (occurred_at, received_at, content_hash, subject, source, id, type, time_quality, sender, data)
+        select '2026-03-05Z', now(), gen_random_uuid(), 'd-' || n, '', i::text, $4, 'sent', 'x',
+            jsonb_build_object('n', n, 'text', repeat(md5(n || ' ' || i), 31))
+        from number cross join generate_series(1, $3::int) as i
+        """,
+        numbers[0], numbers[-1], events_each, STATUS,
+    )  # fmt: skip
+
+
+async def test_an_export_agrees_with_itself_while_everything_goes_on(
+    db: asyncpg.Connection, environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    before = told = 10_000
+    await tell_stories(db, range(before))
+    running = asyncio.create_task(asyncio.to_thread(export, tmp_path, environment))
+    while not running.done():
+        await tell_stories(db, range(told, told + 1))
+        told += 1
+    await running
+    parties, relations, devices, events = (
+        pd.read_parquet(tmp_path / name) for name in ("parties", "relationships", "devices", "events")
+    )
+    assert set(relations["party"]) == set(parties["id"])
+    assert set(relations["subject"]) == set(devices["subject"])
+    sent_by = set(events["subject"])
+    assert sent_by <= set(relations["subject"])
+    assert sent_by == {f"d-{number}" for number in range(len(sent_by))}, "a later event is there, an earlier one not"
+    assert before < len(sent_by) <= len(devices) < told, "nothing went on"
+
+
+async def test_the_memory_of_an_export_does_not_grow_with_what_there_is(
+    db: asyncpg.Connection, environment: Mapping[str, str], tmp_path: Path
+) -> None:
+    await tell_stories(db, range(10_000), events_each=4)
+    few = peak_bytes(tmp_path / "few", environment)
+    await tell_stories(db, range(10_000, 40_000), events_each=4)
+    many = peak_bytes(tmp_path / "many", environment)
+    assert len(pd.read_parquet(tmp_path / "many" / "events", columns=["id"])) == 160_000
+    more = 120_000 * 1000
+    assert many - few < more / 8, f"{more // MiB} MiB more events take {(many - few) / MiB:.0f} MiB more memory"
+
+
+def peak_bytes(folder: Path, environment: Mapping[str, str]) -> int:
+    """Export, and return the most memory that the process had at any time.
+
+    Started from a small process: Linux counts what the parent has where it forks as the child's.
+    """
+    measure = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    command = [sys.executable, "-c", measure, sys.executable, "-m", "drm_ingest", "export", str(folder)]
+    done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout) * (1 if sys.platform == "darwin" else KiB)

@@ -1,11 +1,16 @@
-"""`drm-ingest export`: everything there is as Parquet, a month of events after the other."""
+"""`drm-ingest export`: everything there is as Parquet, a month of events after the other, then whom they belong to.
+
+Each month is one snapshot, and the parties, relations and devices together are another, the last: whatever an exported
+event was recorded with is there. One for everything would keep Postgres from clearing away what changes meanwhile, and
+an export that was interrupted could not go on.
+"""
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import orjson
@@ -19,6 +24,7 @@ from drm_ingest.settings import Settings
 
 WHAT = ("events", "parties", "relationships", "devices")
 INTERRUPTED = 130
+OnRows = Callable[[int], None]
 _TABLES = {
     "parties": (unload.PARTIES, parquet.PARTIES),
     "relationships": (unload.RELATIONSHIPS, parquet.RELATIONSHIPS),
@@ -96,18 +102,15 @@ async def _export(
     try:
         months = [month for month in await unload.months(db) if _within(month, between)] if "events" in what else []
         tables = [table for table in _TABLES if table in what]
-        parts: list[tuple[str, Any]] = [(table, None) for table in tables]
-        parts += [(f"events {starts:%Y-%m}", (starts, ends)) for starts, ends in months]
-        for number, (part, month) in enumerate(parts):
+        parts: dict[str, Callable[[OnRows], Awaitable[Mapping[str, int]]]] = {
+            f"events {month[0]:%Y-%m}": partial(_month, db, folder, month) for month in months
+        }
+        if tables:
+            parts[", ".join(tables)] = partial(_tables, db, folder, tables)
+        for number, (part, write) in enumerate(parts.items()):
             tell(part, len(parts), number, 0)
-            if part in noted.done:
-                continue
-
-            def on_rows(count: int, part: str = part, number: int = number) -> None:
-                tell(part, len(parts), number, count)
-
-            rows = await (_table(db, folder, part, on_rows) if month is None else _month(db, folder, month, on_rows))
-            noted.note(part, rows)
+            if part not in noted.done:
+                noted.note(part, await write(partial(tell, part, len(parts), number)))
         tell("done", len(parts), len(parts), 0)
         noted.note("", {}, complete=True)
     finally:
@@ -119,25 +122,24 @@ def _within(month: tuple[datetime, datetime], between: tuple[datetime | None, da
     return (since is None or month[1] > since) and (until is None or month[0] < until)
 
 
-async def _table(db: asyncpg.Connection, folder: Path, table: str, on_rows: Callable[[int], None]) -> dict[str, int]:
-    query, schema = _TABLES[table]
-    written = parquet.whole(folder / table / "part-0.parquet", schema, table)
-    try:
-        async for rows in unload.rows(db, query):
-            written.add(rows)
-            on_rows(len(rows))
-    except BaseException:
-        written.abandon()
-        raise
-    written.finish()
-    return {f"{table}/part-0.parquet": written.rows}
-
-
 async def _month(
-    db: asyncpg.Connection, folder: Path, month: tuple[datetime, datetime], on_rows: Callable[[int], None]
+    db: asyncpg.Connection, folder: Path, month: tuple[datetime, datetime], on_rows: OnRows
 ) -> Mapping[str, int]:
-    with parquet.Partitioned(folder / "events", f"{month[0]:%Y-%m}") as files:
-        async for rows in unload.rows(db, unload.EVENTS, *month):
-            files.add(rows)
-            on_rows(len(rows))
+    async with unload.snapshot(db):
+        with parquet.Partitioned(folder / "events", f"{month[0]:%Y-%m}") as files:
+            async for rows in unload.rows(db, unload.EVENTS, *month):
+                files.add(rows)
+                on_rows(len(rows))
     return {f"events/{name}": count for name, count in files.rows.items()}
+
+
+async def _tables(db: asyncpg.Connection, folder: Path, tables: Sequence[str], on_rows: OnRows) -> Mapping[str, int]:
+    async with unload.snapshot(db):
+        with parquet.Together(folder) as files:
+            for table in tables:
+                query, schema = _TABLES[table]
+                written = files.another(table, schema)
+                async for rows in unload.rows(db, query):
+                    written.add(rows)
+                    on_rows(len(rows))
+    return files.rows

@@ -9,11 +9,14 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from drm_ingest.settings import MiB
+
 FORMAT = 1
 """Of the export: another number once columns are renamed, or mean something else."""
 ROWS_A_GROUP = 50_000
-ROWS_WAITING_MAX = 100_000
-"""In memory, of all files together."""
+BYTES_A_GROUP = 32 * MiB
+BYTES_WAITING_MAX = 64 * MiB
+"""In memory, of all files together, before they are compressed."""
 OPEN_MAX = 64
 """Files that are written at once, one of each type; of more types the one written to longest ago is closed, and what
 comes of it later has a file of its own."""
@@ -58,23 +61,26 @@ class Written:
         self._unfinished = path.with_name(f".{path.name}.unfinished")
         self._schema, self._metadata = schema, metadata
         self._writer = pq.ParquetWriter(self._unfinished, schema, compression="zstd")
-        self._waiting: list[Mapping[str, Any]] = []
+        self._waiting: list[pa.Table] = []
         self._versions: set[str] = set()
-        self.rows = 0
+        self.rows = self._rows_written = self.waiting_bytes = 0
 
     def add(self, rows: Rows) -> None:
-        self._waiting += rows
+        # As columns they take a tenth of the memory.
+        some = pa.table({name: [row[name] for row in rows] for name in self._schema.names}, schema=self._schema)
+        self._waiting.append(some)
+        self.waiting_bytes += some.nbytes
         self.rows += len(rows)
         self._versions.update(row["dataschema"] for row in rows if row.get("dataschema"))
-        if self.waiting >= ROWS_A_GROUP:
+        if self.rows - self._rows_written >= ROWS_A_GROUP or self.waiting_bytes >= BYTES_A_GROUP:
             self.flush()
 
-    @property
-    def waiting(self) -> int:
-        """Rows in memory."""
-        return len(self._waiting)
-
     def finish(self) -> None:
+        """Make it whole, and give it its name."""
+        self.close()
+        self.name()
+
+    def close(self) -> None:
         self.flush()
         said = {"drm.format": str(FORMAT), **self._metadata, "drm.rows": str(self.rows)}
         if "dataschema" in self._schema.names:
@@ -83,6 +89,8 @@ class Written:
             {name: value if isinstance(value, str) else orjson.dumps(value).decode() for name, value in said.items()}
         )
         self._writer.close()
+
+    def name(self) -> None:
         self._unfinished.replace(self.path)
 
     def abandon(self) -> None:
@@ -91,9 +99,42 @@ class Written:
 
     def flush(self) -> None:
         if self._waiting:
-            columns = {name: [row[name] for row in self._waiting] for name in self._schema.names}
-            self._writer.write_table(pa.table(columns, schema=self._schema), row_group_size=ROWS_A_GROUP)
-            self._waiting = []
+            group = pa.concat_tables(self._waiting)
+            self._writer.write_table(group, row_group_size=group.num_rows)
+            self._waiting, self._rows_written, self.waiting_bytes = [], self.rows, 0
+
+
+class Together:
+    """Files of tables that are not partitioned; none of them has its name before all of them are whole."""
+
+    def __init__(self, folder: Path) -> None:
+        """Each table has a folder of its own in `folder`."""
+        self._folder = folder
+        self._written: list[Written] = []
+
+    def __enter__(self) -> Self:
+        """Files get their names at the exit."""
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, _why: BaseException | None, _: TracebackType | None) -> None:
+        """Finish all files, or leave nothing of them."""
+        if failed is not None:
+            for written in self._written:
+                written.abandon()
+            return
+        for written in self._written:
+            written.close()
+        for written in self._written:
+            written.name()
+
+    def another(self, table: str, schema: pa.Schema) -> Written:
+        self._written.append(Written(self._folder / table / "part-0.parquet", schema, {"drm.table": table}))
+        return self._written[-1]
+
+    @property
+    def rows(self) -> Mapping[str, int]:
+        """How many there are, by file."""
+        return {str(written.path.relative_to(self._folder)): written.rows for written in self._written}
 
 
 class Partitioned:
@@ -134,8 +175,8 @@ class Partitioned:
             written = self._open.pop(type_, None) or self._another(type_)
             self._open[type_] = written  # the last one written to is the last
             written.add(some)
-        while sum(written.waiting for written in self._open.values()) > ROWS_WAITING_MAX:
-            max(self._open.values(), key=lambda written: written.waiting).flush()
+        while sum(written.waiting_bytes for written in self._open.values()) > BYTES_WAITING_MAX:
+            max(self._open.values(), key=lambda written: written.waiting_bytes).flush()
 
     @property
     def rows(self) -> Mapping[str, int]:
@@ -154,11 +195,6 @@ class Partitioned:
     def _finish(self, written: Written) -> None:
         written.finish()
         self._finished.append(written)
-
-
-def whole(path: Path, schema: pa.Schema, table: str) -> Written:
-    """Return a file of a table that is not partitioned."""
-    return Written(path, schema, {"drm.table": table})
 
 
 def _escaped(type_: str) -> str:
