@@ -246,6 +246,7 @@ async def test_links_lead_over_links_and_a_group_is_bounded(admin: httpx.AsyncCl
         await admin.post(f"/v1/parties/{e}/links", json={"party": a, "reason": "x"}), 422, "invalid_parameters"
     )
     assert "5 parties would share one record; at most 4" in problem["detail"]
+    assert problem["violations"][0]["pointer"] == "/party"
     assert await unlink(admin, a, b) == [a, b, c, d]  # by way of c still
     assert await unlink(admin, b, c) == [b, d]
     for who, same in ((a, [a, c]), (b, [b, d]), (c, [a, c]), (d, [b, d]), (e, [e])):

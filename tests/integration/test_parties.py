@@ -121,8 +121,8 @@ async def test_a_mail_address_is_kept_keyed_and_found_again(admin: httpx.AsyncCl
     assert "acme" not in str([dict(row) for row in await db.fetch("select * from party_ref")]).lower()
 
 
-async def test_a_mail_address_is_removed_by_what_it_is_however_it_is_kept(
-    admin: httpx.AsyncClient, db: asyncpg.Connection
+async def test_a_mail_address_is_removed_by_what_it_is_however_it_is_kept_and_in_no_log(
+    admin: httpx.AsyncClient, db: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ada = await make_party(admin, email="Ada@Acme.se")
     await db.execute("insert into party_ref (namespace, ref, party) values ('email', 'ada@old.se', $1)", UUID(ada))
@@ -131,6 +131,11 @@ async def test_a_mail_address_is_removed_by_what_it_is_however_it_is_kept(
         assert [answer.json() for answer in removed] == [{"removed": 1}, {"removed": 0}], address
     refused(await admin.delete(f"/v1/parties/{ada}/refs/email:nothing"), 422, "invalid_parameters")
     assert (await admin.get(f"/v1/parties/{ada}")).json()["refs"] == {}
+    await admin.get("/v1/parties/email:ada@ACME.se/timeline")
+    logged = capsys.readouterr().out
+    assert logged.count("/refs/email:…") == 5
+    assert "/v1/parties/email:…" in logged
+    assert "ada@" not in logged
 
 
 async def test_without_a_key_a_mail_address_is_refused_and_the_remedy_told(

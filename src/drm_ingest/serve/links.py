@@ -9,7 +9,6 @@ import asyncpg
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from drm_ingest.errors import Refusal
 from drm_ingest.postgres import records
 from drm_ingest.postgres.registry import parties
 from drm_ingest.postgres.relations import link as linking
@@ -156,4 +155,4 @@ def _refused(limit: int) -> Iterator[None]:
         raise invalid(detail, pointer="/party") from None
     except linking.TooManyLinked as many:
         detail = f"{many.parties} parties would share one record; at most {limit} may (DRM_LINKED_PARTIES_MAX)."
-        raise Refusal("invalid_parameters", detail) from None
+        raise invalid(detail, pointer="/party") from None

@@ -13,10 +13,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from drm_ingest.errors import Refusal
 from drm_ingest.logs import REQUEST_ID
 from drm_ingest.metrics import Metrics
+from drm_ingest.reference import KEYED
 from drm_ingest.serve.problems import answer
 from drm_ingest.settings import Settings
 
 _is_request_id = re.compile(REQUEST_ID).fullmatch
+_keyed = re.compile(rf"\b({'|'.join(KEYED)}):.*", re.DOTALL)
+"""A mail address or a phone number, sent in the clear to be looked for: what is kept keyed is in no log either."""
 _log = structlog.get_logger("drm_ingest.serve")
 
 
@@ -52,7 +55,7 @@ class Requests:
                 state["refused"] = refusal.problem.code
                 await answer(refusal, request_id)(scope, receive, send_with_id)
             except Exception:
-                _log.exception("a request failed", method=scope["method"], path=scope["path"])
+                _log.exception("a request failed", method=scope["method"], path=_path(scope))
                 state["refused"] = "internal_error"
                 if status:
                     raise  # half an answer is out: only closing the connection tells
@@ -98,12 +101,16 @@ class Requests:
         log(
             "request",
             method=scope["method"],
-            path=scope["path"],
+            path=_path(scope),
             status=status,
             refused=refused,
             sender=scope["state"].get("sender"),
             ms=round(seconds * 1000, 1),
         )
+
+
+def _path(scope: Scope) -> str:
+    return _keyed.sub(r"\1:…", scope["path"])
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
