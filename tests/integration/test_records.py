@@ -281,6 +281,25 @@ async def test_events_of_one_instant_are_paged_without_gap_or_repeat(admin: http
             assert [_identity(item["event"]) for item in items] == whole
 
 
+async def test_a_timeline_of_many_devices_is_whole_however_far_apart_its_events_lie(
+    admin: httpx.AsyncClient, attach: Attach
+) -> None:
+    volt, now = await party(admin, "Volt", "vendor"), datetime.now(UTC)
+    for n in range(12):  # of a few all is read at once
+        await holds(admin, volt, "sold_by", f"meter-{n}")
+    minutes = [1, 2, 3, 50, 70, 600, 1500, 1501, 9000, 12_000, 60_000, 100_000, 500_000, 800_000, 1_200_000, 30_000_000]
+    minutes.append(-600)  # by a clock that is ahead
+    sent = [Sent(f"meter-{n * 7 % 12}", f"e{n}", now - timedelta(minutes=each)) for n, each in enumerate(minutes)]
+    await attach(*sent)
+    newest_first = [event.id for event in sorted(sent, key=lambda event: event.at, reverse=True)]
+    for limit in (1, 2, 3, 5, 100):
+        for types in ([], ["device.measurement"]):
+            items = await pages(admin, f"/v1/parties/{volt}/timeline", limit, type=types)
+            assert [item["event"]["id"] for item in items if item["event"]] == newest_first
+            told = await pages(admin, f"/v1/parties/{volt}/timeline", limit, type=types, since=_text(now - 9 * DAY))
+            assert [item["event"]["id"] for item in told] == newest_first[:11]
+
+
 async def test_a_page_of_large_events_ends_early_and_the_next_goes_on(admin: httpx.AsyncClient, attach: Attach) -> None:
     ada = await party(admin)
     await holds(admin, ada, "owner", "meter-7")

@@ -10,15 +10,29 @@ from uuid import UUID
 
 import asyncpg
 
-from drm_ingest.postgres.record import by_subject, by_time, page, turned, whole
+from drm_ingest.postgres.record import by_subject, by_time, page, turned
 from drm_ingest.postgres.record.about import ABOUT, SPAN
 from drm_ingest.postgres.record.page import ROLES, Wanted
 from drm_ingest.postgres.record.tally import WHOLE_SUBJECT
 from drm_ingest.postgres.relations import links
 
+_FEW = 10
+"""Of so few relations a page is read at once, without looking how far back it reaches."""
+
+# How many relations the group $1 has: as its totals say (0: it has none), and counted to $2.
+_RELATIONS = """
+select coalesce((
+    select (shown #>> '{relations,0,holding}')::bigint + (shown #>> '{relations,0,past}')::bigint
+    from large_party where party = ($1::uuid[])[1] and built_at is not null
+), 0) as in_totals, (
+    select count(*) from (
+        select from relationship where party = any ($1::uuid[]) and upper_inf(recorded) limit $2
+    ) as held
+) as at_least"""
+
 _WINDOWS = tuple(timedelta(hours=hours) for hours in (1, 24, 8 * 24, 64 * 24, 512 * 24))
 """How far back to look for a page, in turn: a party with many devices has a page full of events in an hour, and
-reading a page's worth from each of its devices is saved."""
+reading a page's worth from each of its devices is saved. Where there is little, what cannot be enough is left out."""
 _WINDOWS_OF_TYPES = tuple(timedelta(days=days) for days in (1, 8))
 """The same where types are asked for: then day counts lead to the events, and looking back far costs little."""
 
@@ -35,19 +49,21 @@ async def of_party(db: asyncpg.Connection, party: UUID, wanted: Wanted, relation
     by time, as long as enough of what there is then is its own.
     """
     group = await links.group(db, party, wanted.view.known_at)
+    relations = await db.fetchrow(_RELATIONS, group, _FEW + 1)
     # As we know it now; what we knew is not found by when it held.
-    if wanted.events and wanted.view.known_at is None:
-        relations = await db.fetchval(whole.RELATIONS_COUNT, group[0])
-        if relations is not None and relations > relations_max:
-            rows = await _by_time(db, group, wanted)
-            if rows is not None:
-                return rows
-    return await _page(db, group, *party_sql(wanted), wanted)
+    if relations["in_totals"] > relations_max and wanted.events and wanted.view.known_at is None:
+        rows = await _by_time(db, group, wanted)
+        if rows is not None:
+            return rows
+    return await _by_subject(db, group, wanted, at_once=relations["at_least"] <= _FEW)
 
 
 async def of_subject(db: asyncpg.Connection, subject: str, wanted: Wanted) -> list[asyncpg.Record]:
     """Return the events of one subject, whoever held it."""
-    return await _page(db, subject, *subject_sql(wanted), wanted)
+    statement, values = subject_sql(wanted)
+    view = (wanted.view.as_of, wanted.view.known_at)
+    rows: list[asyncpg.Record] = await db.fetch(statement, subject, *view, wanted.since, *values)
+    return rows
 
 
 def party_sql(wanted: Wanted) -> tuple[str, list[object]]:
@@ -90,20 +106,25 @@ async def _by_time(db: asyncpg.Connection, group: Sequence[UUID], wanted: Wanted
     return None
 
 
-async def _page(
-    db: asyncpg.Connection, of: Sequence[UUID] | str, statement: str, values: list[object], wanted: Wanted
+async def _by_subject(
+    db: asyncpg.Connection, group: Sequence[UUID], wanted: Wanted, *, at_once: bool
 ) -> list[asyncpg.Record]:
     rows: list[asyncpg.Record]
-    view = (of, wanted.view.as_of, wanted.view.known_at)
-    newest = wanted.newest
-    for window in _WINDOWS_OF_TYPES if wanted.types else _WINDOWS:
+    statement, values = party_sql(wanted)
+    view, newest = wanted.view.of(group), wanted.newest
+    least = timedelta()
+    for window in () if at_once else _WINDOWS_OF_TYPES if wanted.types else _WINDOWS:
+        if window < least:
+            continue
         if newest - _EPOCH < window:
             break
         since = newest - window
         if wanted.since is not None and since <= wanted.since:
             break
         rows = await db.fetch(statement, *view, since, *values)
-        if rows and rows[0]["found"] >= wanted.limit:
+        found = rows[0]["found"] if rows else 0
+        if found >= wanted.limit:
             return rows
+        least = window * wanted.limit / max(1, found)  # that long a page would take at this rate
     rows = await db.fetch(statement, *view, wanted.since, *values)
     return rows

@@ -12,11 +12,6 @@ select id, members, case when stale then shown_at else through end as through
 from large_party cross join totals_position
 where party = $1 and built_at is not null and shown is not null"""
 
-# Of the group whose first is $1; null: it is not read from totals.
-RELATIONS_COUNT = """
-select (shown #>> '{relations,0,holding}')::bigint + (shown #>> '{relations,0,past}')::bigint
-from large_party where party = $1 and built_at is not null"""
-
 # -- of the group $1, at most $2 ---------------------------------------------------------------------------------------
 
 _NOW = holds("now()")
