@@ -121,6 +121,28 @@ async def test_a_mail_address_is_kept_keyed_and_found_again(admin: httpx.AsyncCl
     assert "acme" not in str([dict(row) for row in await db.fetch("select * from party_ref")]).lower()
 
 
+async def test_a_party_is_called_by_its_mail_address_at_every_door(admin: httpx.AsyncClient) -> None:
+    ada, bo = await make_party(admin, email="Ada@Acme.se"), await make_party(admin, "Bo", phone="+46 70 123 45 67")
+    cy = await make_party(admin, "Cy", "vendor", email="cy@acme.se")
+    mail, phone = "email:ADA@acme.se", "phone:0046701234567"
+    assert (await admin.get(f"/v1/parties/{mail}")).json()["id"] == ada
+    for subject, role, name, party in (
+        ("meter-7", "owner", mail, ada),
+        (f"party:{mail}", "buys_from", "email:CY@acme.se", cy),
+    ):
+        begun = await admin.post("/v1/relationships", json={"subject": subject, "role": role, "party": name})
+        assert begun.json()["party"] == party, begun.text
+        listed = await admin.get("/v1/relationships", params={"subject": subject, "party": name})
+        assert [row["id"] for row in listed.json()["items"]] == [begun.json()["id"]]
+    handed_over = await admin.post("/v1/devices/meter-7/hand-over", json={"from": mail, "to": phone})
+    assert handed_over.json()["begun"]["party"] == bo
+    linked = await admin.post(f"/v1/parties/{mail}/links", json={"party": phone, "reason": "one household"})
+    assert linked.json()["parties"] == [ada, bo]
+    assert (await admin.delete(f"/v1/parties/{mail}/links/{phone}")).json() == {"unlinked": 1, "parties": [ada]}
+    nobody = await admin.get("/v1/parties/email:nobody")
+    refused(nobody, 404, "not_found")
+
+
 async def test_a_mail_address_is_removed_by_what_it_is_however_it_is_kept_and_in_no_log(
     admin: httpx.AsyncClient, db: asyncpg.Connection, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -210,7 +210,16 @@ def test_a_credential_of_a_device_writes_for_no_other_subject() -> None:
 def test_a_party_is_named_by_its_id_or_by_a_reference() -> None:
     for subject in ("party:crm:778", "party:erp-2:a:b c", "party:01234567-89ab-7cde-8f01-23456789abcd"):
         assert send(event(type="acme.x", subject=subject)).records
-    for subject in ("party:", "party:778", "party:crm:", "party::778", "party:CRM:778", "party:crm:" + "x" * 151):
+    for subject in (
+        "party:",
+        "party:778",
+        "party:crm:",
+        "party::778",
+        "party:CRM:778",
+        "party:crm:" + "x" * 151,
+        "party:email:ada@acme.se",
+        "party:phone:+46701234567",
+    ):
         assert rejected(event(subject=subject)) == ("attribute_invalid", "/subject")
 
 

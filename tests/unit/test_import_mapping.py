@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from drm_ingest.exchange.fit import misfit
 from drm_ingest.exchange.lines import File, Unreadable
@@ -43,6 +44,16 @@ def test_a_reference_of_a_line_is_refused_where_it_is() -> None:
     with pytest.raises(Refused) as refused:
         Parties(context).read({"kind": "customer", "name": "Ada", "refs": {"crm": ["1", 7]}})
     assert (refused.value.pointer, refused.value.reason) == ("/refs/crm/1", "Must be a string.")
+
+
+def test_a_line_may_name_a_party_by_its_mail_address() -> None:
+    settings = Settings(reference_hmac_key=SecretStr("a key of at least thirty-two bytes"))
+    context = Context(settings, "erp", datetime.now(UTC), dry_run=True)
+    line = {"subject": "party:email:Ada@acme.se", "role": "buys_from", "party": "email:cy@acme.se"}
+    wanted = Relationships(context).read(line)
+    (party,) = Parties(context).read({"kind": "customer", "name": "Ada", "refs": {"email": "ada@acme.se"}}).refs
+    assert wanted.subject == "party:" + ":".join(party)
+    assert wanted.party.startswith("email-hmac:")
 
 
 def columns(tmp_path: Path, text: str) -> Columns:

@@ -8,11 +8,13 @@ from drm_ingest.edge.scope import OutOfScope
 from drm_ingest.errors import EventCode, Rejected, json_pointer
 from drm_ingest.event import (
     ID_CHARACTERS_MAX,
+    PARTY_PREFIX,
     RESERVED_ATTRIBUTES,
     SOURCE_CHARACTERS_MAX,
     SUBJECT_CHARACTERS_MAX,
     TYPE_CHARACTERS_MAX,
 )
+from drm_ingest.reference import KEYED
 
 OTHER_CHARACTERS_MAX = 200
 EXTENSION_NAME_CHARACTERS_MAX = 64
@@ -109,6 +111,11 @@ def check_party(subject: str) -> None:
     if not _party(subject):
         raise invalid(
             "subject", "Name a party party:<id>, its id here, or party:<namespace>:<ref>, as in party:crm:778."
+        )
+    # It would be in every topic and log that names the party, and on no record: there it is kept keyed.
+    if (kept_as := KEYED.get(subject.removeprefix(PARTY_PREFIX).partition(":")[0])) is not None:
+        raise invalid(
+            "subject", f"Name the party by its keyed hash, {PARTY_PREFIX}{kept_as}:…, or by another reference."
         )
 
 

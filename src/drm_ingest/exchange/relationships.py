@@ -10,6 +10,7 @@ from drm_ingest.exchange.fields import invalid_field
 from drm_ingest.exchange.refused import LineCode, Refused
 from drm_ingest.exchange.taking import Became, Context
 from drm_ingest.postgres.bulk import relations as bulk
+from drm_ingest.serve.parties import named, named_subject
 from drm_ingest.serve.relationships import NewRelationship
 
 LINES = 2_000
@@ -28,7 +29,7 @@ class Relationships:
     lines = LINES
 
     def __init__(self, context: Context) -> None:
-        self._asserted_by = context.asserted_by
+        self._asserted_by, self._settings = context.asserted_by, context.settings
         self._imagined: bulk.Imagined | None = bulk.Imagined() if context.dry_run else None
 
     def read(self, fields: Any) -> bulk.Wanted:
@@ -41,8 +42,9 @@ class Relationships:
             claim = NewRelationship.model_validate(fields)
         except ValidationError as error:
             raise invalid_field(error, fields) from None
+        subject, party = named_subject(claim.subject, self._settings), named(claim.party, self._settings)
         return bulk.Wanted(
-            claim.subject, claim.role, claim.party, claim.valid_from, claim.valid_to, claim.batch,
+            subject, claim.role, party, claim.valid_from, claim.valid_to, claim.batch,
             claim.asserted_by or self._asserted_by, claim.reason,
         )  # fmt: skip
 

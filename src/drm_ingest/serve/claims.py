@@ -14,6 +14,7 @@ from drm_ingest.postgres.relations.changes import HeldAlready
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Admin, Db, Stored, reader
 from drm_ingest.serve.devices import Device, DeviceId, known_device
+from drm_ingest.serve.parties import named
 from drm_ingest.serve.problems import documented, invalid
 from drm_ingest.serve.relationships import AssertedBy, Relationship, conflict, etag, shown
 from drm_ingest.serve.shapes import Name, Page, PageQuery, PartyName, Request, Text, Time
@@ -119,7 +120,7 @@ async def claim(
     device: DeviceId, body: NewClaim, response: Response, caller: Admin, db: Db, store: Stored
 ) -> Relationship:
     await known_device(db, device)
-    party = await parties.find_party(db, body.party)
+    party = await parties.find_party(db, named(body.party, store.settings))
     if party is None:
         raise invalid(f"There is no party {body.party}; make it with POST /v1/parties.", pointer="/party")
     proof = claims.Proof(device, body.code, party, body.asserted_by or caller.name, body.reason)

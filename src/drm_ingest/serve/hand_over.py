@@ -9,8 +9,9 @@ from drm_ingest.errors import Refusal
 from drm_ingest.postgres.registry import parties
 from drm_ingest.postgres.relations import hand_over as handing
 from drm_ingest.postgres.relations.changes import EmptyRange, HeldAlready
-from drm_ingest.serve.access import Admin, Db
+from drm_ingest.serve.access import Admin, Db, Stored
 from drm_ingest.serve.devices import DeviceId, known_device
+from drm_ingest.serve.parties import named
 from drm_ingest.serve.problems import documented, invalid
 from drm_ingest.serve.relationships import AssertedBy, Relationship, conflict, shown
 from drm_ingest.serve.shapes import Name, PartyName, Request, Time
@@ -55,9 +56,11 @@ class HandOver(BaseModel):
         **documented("not_found", "conflict"),
     },
 )
-async def hand_over(device: DeviceId, body: NewHandOver, response: Response, caller: Admin, db: Db) -> HandOver:
+async def hand_over(
+    device: DeviceId, body: NewHandOver, response: Response, caller: Admin, db: Db, store: Stored
+) -> HandOver:
     await known_device(db, device)
-    giver, taker = await parties.find_party(db, body.from_), await parties.find_party(db, body.to)
+    giver, taker = [await parties.find_party(db, named(name, store.settings)) for name in (body.from_, body.to)]
     if giver is None:
         raise invalid(f"There is no party {body.from_}.", pointer="/from")
     if taker is None:

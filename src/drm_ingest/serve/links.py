@@ -6,7 +6,7 @@ from typing import Annotated
 from uuid import UUID
 
 import asyncpg
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from drm_ingest.postgres import records
@@ -14,7 +14,7 @@ from drm_ingest.postgres.registry import parties
 from drm_ingest.postgres.relations import link as linking
 from drm_ingest.postgres.relations import links
 from drm_ingest.serve.access import Admin, Db, Stored
-from drm_ingest.serve.parties import InPath, known_party
+from drm_ingest.serve.parties import InPath, known_party, named
 from drm_ingest.serve.problems import documented, invalid
 from drm_ingest.serve.shapes import Name, PartyName, Request, Time
 
@@ -94,7 +94,7 @@ async def link(
     store: Stored,
 ) -> Linked | Preview:
     id_ = await known_party(db, party)
-    other = await parties.find_party(db, body.party)
+    other = await parties.find_party(db, named(body.party, store.settings))
     if other is None:
         raise invalid(f"There is no party {body.party}.", pointer="/party")
     if other == id_:
@@ -118,9 +118,14 @@ async def link(
     responses=documented("not_found"),
 )
 async def unlink(
-    party: InPath, other: InPath, query: Annotated[UnlinkQuery, Query()], caller: Admin, db: Db, store: Stored
+    party: InPath,
+    other: Annotated[PartyName, Path()],
+    query: Annotated[UnlinkQuery, Query()],
+    caller: Admin,
+    db: Db,
+    store: Stored,
 ) -> Unlinked:
-    id_, other_id = await known_party(db, party), await known_party(db, other)
+    id_, other_id = await known_party(db, party), await known_party(db, named(other, store.settings))
     claim = linking.Claim(id_, other_id, caller.name, query.reason)
     counted_max = store.settings.linked_relations_counted_max
     unlinked = id_ != other_id and await linking.unlink(db, claim, counted_max)

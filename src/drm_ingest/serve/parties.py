@@ -1,5 +1,6 @@
 """Parties: the people and companies that events belong to, and what other systems call them."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 from uuid import UUID
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from drm_ingest import reference
 from drm_ingest.errors import Refusal, json_pointer
+from drm_ingest.event import PARTY_PREFIX
 from drm_ingest.postgres.registry import parties
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Db, Stored, admin, reader
@@ -37,7 +39,6 @@ Refs = Annotated[
     from_json,
     Field(description="what other systems call it, by namespace", examples=[{"crm": ["778"]}]),
 ]
-InPath = Annotated[PartyName, Path()]
 
 
 class NewParty(Request):
@@ -71,6 +72,29 @@ class Removed(BaseModel):
 class PartyQuery(PageQuery):
     ref: Reference | None = Field(None, description="a reference, which names at most one party", examples=["crm:778"])
     kind: Kind | None = None
+
+
+def named(name: str, settings: Settings) -> str:
+    """Return what a party is called as that is kept: by a mail address or a phone number as its keyed hash."""
+    namespace, _, ref = name.partition(":")
+    if namespace in reference.KEYED:
+        with contextlib.suppress(reference.NotAReference):  # then nobody is called so
+            return ":".join(reference.kept(namespace, ref, reference.key_of(settings)))
+    return name
+
+
+def named_subject(subject: str, settings: Settings) -> str:
+    """Return the same of a subject; one that is no party is called what it is called."""
+    if not subject.startswith(PARTY_PREFIX):
+        return subject
+    return PARTY_PREFIX + named(subject.removeprefix(PARTY_PREFIX), settings)
+
+
+def _in_path(party: Annotated[PartyName, Path()], store: Stored) -> str:
+    return named(party, store.settings)
+
+
+InPath = Annotated[str, Depends(_in_path)]
 
 
 async def known_party(db: asyncpg.Connection, name: str) -> UUID:

@@ -15,8 +15,9 @@ from drm_ingest.postgres.relations import relate
 from drm_ingest.postgres.relations import relationships as stored
 from drm_ingest.postgres.relations.changes import Claim, EmptyRange, HeldAlready
 from drm_ingest.serve import pages
-from drm_ingest.serve.access import Admin, Db, reader
+from drm_ingest.serve.access import Admin, Db, Stored, reader
 from drm_ingest.serve.conditional import IfNoneMatch, names
+from drm_ingest.serve.parties import named, named_subject
 from drm_ingest.serve.problems import documented, invalid
 from drm_ingest.serve.shapes import Name, Page, PageQuery, PartyName, Request, Subject, Text, Time, from_json
 
@@ -127,11 +128,11 @@ def etag(relation: Relationship) -> str:
     "now and ends as asked for.",
     responses={200: {"model": Relationship, "description": "It was there."}, **documented("conflict")},
 )
-async def begin(body: NewRelationship, response: Response, caller: Admin, db: Db) -> Relationship:
-    subject = await stored.canonical_subject(db, body.subject)
+async def begin(body: NewRelationship, response: Response, caller: Admin, db: Db, store: Stored) -> Relationship:
+    subject = await stored.canonical_subject(db, named_subject(body.subject, store.settings))
     if subject is None:
         raise invalid(f"There is no party {body.subject.removeprefix(PARTY_PREFIX)}.", pointer="/subject")
-    party = await parties.find_party(db, body.party)
+    party = await parties.find_party(db, named(body.party, store.settings))
     if party is None:
         raise invalid(f"There is no party {body.party}; make it with POST /v1/parties.", pointer="/party")
     if subject == f"{PARTY_PREFIX}{party}":
@@ -201,10 +202,13 @@ def not_there(relationship: UUID, known_at: datetime | None = None) -> Refusal:
     responses=documented(),
     dependencies=[Depends(reader)],
 )
-async def list_(query: Annotated[RelationshipQuery, Query()], db: Db) -> Page[Relationship]:
+async def list_(query: Annotated[RelationshipQuery, Query()], db: Db, store: Stored) -> Page[Relationship]:
     after = pages.start(query, "relationships", UUID)
-    subject = await stored.canonical_subject(db, query.subject) if query.subject else None
-    party = await parties.find_party(db, query.party) if query.party else None
+    settings, subject, party = store.settings, None, None
+    if query.subject:
+        subject = await stored.canonical_subject(db, named_subject(query.subject, settings))
+    if query.party:
+        party = await parties.find_party(db, named(query.party, settings))
     if (query.subject and subject is None) or (query.party and party is None):
         return Page(items=[], next=None)
     found = await stored.relationships(

@@ -32,7 +32,7 @@ set model = coalesce(excluded.model, held.model), firmware = coalesce(excluded.f
 async def put_many(
     db: asyncpg.Connection, wanted: Sequence[Wanted], imagined: dict[str, Wanted] | None = None
 ) -> list[Became]:
-    """Register devices, or say anew what they are; return what became of each. `imagined` as in bulk_parties.bring."""
+    """Register devices, or say anew what they are; return what became of each. `imagined` as in parties.bring."""
     subjects = list({one.subject for one in wanted})
     held: dict[str, Wanted | None] = {
         row["subject"]: Wanted(row["subject"], row["model"], row["firmware"])

@@ -53,7 +53,7 @@ async def begin_many(
 ) -> list[Became]:
     """Begin relations, in a transaction of the caller's that then commits; return what became of each.
 
-    A `Held` is the relation that excludes one. With `imagined` nothing is written, as in bulk_parties.bring.
+    A `Held` is the relation that excludes one. With `imagined` nothing is written, as in parties.bring.
     """
     parties = await found.parties(db, wanted)
     subjects = sorted({subject for line in wanted if (subject := _subject(line, parties)) is not None})

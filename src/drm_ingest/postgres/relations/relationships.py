@@ -1,7 +1,7 @@
 """Who held which role on which device or party, and when: as we know it now, and as we knew it at any time.
 
 Each relation has versions. One of them is open (`upper_inf(recorded)`), unless the relation was withdrawn; the others
-are closed, and each is what we knew in its `recorded`. Changes are made by relate.py.
+are closed, and each is what we knew in its `recorded`. Changes are made by relate.py and revise.py.
 """
 
 from collections.abc import Sequence
