@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from drm_ingest.postgres.record.known import RELATION, STARTED, UNTIL, holds, kin, party_called
 from drm_ingest.postgres.record.page import BEGUN, ENDED, EVENT, EVENT_RANK, EVENTS_IN_ORDER, Find
-from drm_ingest.postgres.record.rare import CONTACT, FAULT, RATING
+from drm_ingest.postgres.record.rare import CONTACT, FAULT, RARE, RATING
 
 _BY_TIME = "recorded_at > '-infinity'"
 """Always so; whoever says it may use the indexes by time (migrations/0010_large_parties.sql)."""
@@ -16,9 +16,8 @@ _BY_TIME = "recorded_at > '-infinity'"
 
 def _among(types: Sequence[str]) -> str:
     """Return what holds of all events of these types, as an index has it that holds only rare ones."""
-    rare = {FAULT, RATING, CONTACT}
     listed = f"'{FAULT}', '{RATING}', '{CONTACT}'"
-    return f"and type in ({listed})" if types and set(types) - {BEGUN, ENDED} <= rare else ""
+    return f"and type in ({listed})" if types and set(types) - {BEGUN, ENDED} <= RARE else ""
 
 
 def scanned(types: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ disjoint ranges in what it is counted for.
 """
 
 FAULT, RATING, CONTACT = "device.fault", "feedback.rating", "support.contact"
+RARE = frozenset({FAULT, RATING, CONTACT})
 
 NEWEST_FIRST = "occurred_at desc, length(coalesce(sequence, '')) desc, coalesce(sequence, '') desc, content_hash desc"
 """As days.py has it."""

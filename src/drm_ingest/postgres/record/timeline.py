@@ -13,6 +13,7 @@ import asyncpg
 from drm_ingest.postgres.record import by_subject, by_time, page, turned
 from drm_ingest.postgres.record.about import ABOUT, SPAN
 from drm_ingest.postgres.record.page import ROLES, Wanted
+from drm_ingest.postgres.record.rare import RARE
 from drm_ingest.postgres.record.tally import WHOLE_SUBJECT
 from drm_ingest.postgres.relations import links
 
@@ -30,11 +31,9 @@ select coalesce((
     ) as held
 ) as at_least"""
 
-_WINDOWS = tuple(timedelta(hours=hours) for hours in (1, 24, 8 * 24, 64 * 24, 512 * 24))
-"""How far back to look for a page, in turn: a party with many devices has a page full of events in an hour, and
-reading a page's worth from each of its devices is saved. Where there is little, what cannot be enough is left out."""
-_WINDOWS_OF_TYPES = tuple(timedelta(days=days) for days in (1, 8))
-"""The same where types are asked for: then day counts lead to the events, and looking back far costs little."""
+_WINDOW, _WINDOW_MAX = timedelta(hours=1), timedelta(days=512)
+"""How far back to look for a page at first, and at most before all is asked for: a party with many devices has a page
+full of events in an hour, and reading a page's worth from each of its devices is saved."""
 
 _SCANNED = (2_000, 20_000)
 """How many events of everybody to look through for a page, in turn: most are on its record, or a good share."""
@@ -55,7 +54,9 @@ async def of_party(db: asyncpg.Connection, party: UUID, wanted: Wanted, relation
         rows = await _by_time(db, group, wanted)
         if rows is not None:
             return rows
-    return await _by_subject(db, group, wanted, at_once=relations["at_least"] <= _FEW)
+    # Day counts tell where there is anything rare.
+    at_once = relations["at_least"] <= _FEW or (bool(wanted.types) and set(wanted.types) <= RARE)
+    return await _by_subject(db, group, wanted, at_once=at_once)
 
 
 async def of_subject(db: asyncpg.Connection, subject: str, wanted: Wanted) -> list[asyncpg.Record]:
@@ -101,8 +102,11 @@ async def _by_time(db: asyncpg.Connection, group: Sequence[UUID], wanted: Wanted
         if since is None or (wanted.since is not None and since < wanted.since):
             since = wanted.since
         rows: list[asyncpg.Record] = await db.fetch(statement, *wanted.view.of(group), since, *values)
-        if since == wanted.since or (rows and rows[0]["found"] >= wanted.limit):
+        found = rows[0]["found"] if rows else 0
+        if since == wanted.since or found >= wanted.limit:
             return rows
+        if found * _SCANNED[-1] / events < wanted.limit / 2:  # nor will more of them do
+            break
     return None
 
 
@@ -111,13 +115,8 @@ async def _by_subject(
 ) -> list[asyncpg.Record]:
     rows: list[asyncpg.Record]
     statement, values = party_sql(wanted)
-    view, newest = wanted.view.of(group), wanted.newest
-    least = timedelta()
-    for window in () if at_once else _WINDOWS_OF_TYPES if wanted.types else _WINDOWS:
-        if window < least:
-            continue
-        if newest - _EPOCH < window:
-            break
+    view, newest, window = wanted.view.of(group), wanted.newest, _WINDOW
+    while not at_once and window <= min(_WINDOW_MAX, newest - _EPOCH):
         since = newest - window
         if wanted.since is not None and since <= wanted.since:
             break
@@ -125,6 +124,6 @@ async def _by_subject(
         found = rows[0]["found"] if rows else 0
         if found >= wanted.limit:
             return rows
-        least = window * wanted.limit / max(1, found)  # that long a page would take at this rate
+        window *= max(4.0, 2 * wanted.limit / max(1, found))  # twice of what a page takes at this rate
     rows = await db.fetch(statement, *view, wanted.since, *values)
     return rows
