@@ -1,7 +1,7 @@
 """Columns become fields as docs/import.md says; what cannot is told with its field."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
@@ -54,6 +54,13 @@ def test_a_line_may_name_a_party_by_its_mail_address() -> None:
     (party,) = Parties(context).read({"kind": "customer", "name": "Ada", "refs": {"email": "ada@acme.se"}}).refs
     assert wanted.subject == "party:" + ":".join(party)
     assert wanted.party.startswith("email-hmac:")
+
+
+@pytest.mark.parametrize("written", ["9999-12-31", " 9999-12-31 ", date(9999, 12, 31)])
+def test_an_end_that_stands_for_none_may_be_named_as_absent(tmp_path: Path, written: object) -> None:
+    mapping = columns(tmp_path, 'absent = ["9999-12-31"]\n[fields]\nvalid_to = {column = "Ends", type = "time"}\n')
+    assert mapping.fields({"Ends": written}) == {}
+    assert mapping.fields({"Ends": date(2026, 3, 1)}) == {"valid_to": "2026-03-01T00:00:00Z"}
 
 
 def columns(tmp_path: Path, text: str) -> Columns:

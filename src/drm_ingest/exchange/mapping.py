@@ -159,7 +159,7 @@ def _column(name: Any, where: str, absent: frozenset[Any]) -> Read:
         if name not in row:
             raise Unmappable(where, no_column(name, row))
         value = row[name]
-        return _ABSENT if value is None or (isinstance(value, str) and value.strip() in absent) else value
+        return _ABSENT if value is None or str(value).strip() in absent else value
 
     return read
 
