@@ -228,6 +228,16 @@ async def test_every_door_names_the_relation_that_is_in_its_way(admin: httpx.Asy
     assert held(await changed(admin, first, "end", at=JUNE)) == (MARCH, JUNE)
 
 
+async def test_the_time_that_a_refusal_tells_is_free(admin: httpx.AsyncClient) -> None:
+    ada, bo = await make_party(admin), await make_party(admin, "Bo")
+    await begun(admin, ada, valid_from="0900-01-01T00:00:00Z", valid_to="2026-03-01T12:00:00.250001Z")
+    wanted = {"subject": "meter-7", "role": "owner", "party": bo, "valid_from": MARCH}
+    detail = refused(await admin.post(RELATIONSHIPS, json=wanted), 409, "conflict")["detail"]
+    starts, ends = re.findall(r"[0-9-]+T[0-9:.]+Z", detail)
+    assert (starts, ends) == ("0900-01-01T00:00:00Z", "2026-03-01T12:00:00.250001Z")
+    await begun(admin, bo, valid_from=ends)
+
+
 async def test_a_relation_does_not_stand_in_its_own_way(admin: httpx.AsyncClient) -> None:
     relation = await begun(admin, await make_party(admin), valid_to=APRIL)
     assert held(await changed(admin, relation, "end", at=MAY)) == (MARCH, MAY)

@@ -12,6 +12,7 @@ from drm_ingest.exchange.taking import Became, Context
 from drm_ingest.postgres.bulk import relations as bulk
 from drm_ingest.serve.parties import named, named_subject
 from drm_ingest.serve.relationships import NewRelationship
+from drm_ingest.serve.shapes import during
 
 LINES = 2_000
 """While so many commit, nobody else's change gets its number."""
@@ -65,7 +66,6 @@ def _refused(line: bulk.Wanted, why: bulk.NoParty | bulk.Misfit | bulk.Impossibl
     if isinstance(why, bulk.Impossible):
         pointer, told = _IMPOSSIBLE[why.why]
         return Refused(LineCode.FIELD_INVALID, told, pointer)
-    since = f"from {why.valid_from:%Y-%m-%dT%H:%M:%SZ}" if why.valid_from else "since ever"
-    until = f"to {why.valid_to:%Y-%m-%dT%H:%M:%SZ}" if why.valid_to else "on"
     which = f"relationship {why.id}" if why.id else "of a line before"
-    return Refused(LineCode.HELD_ALREADY, f"Party {why.party} is {why.role} {since} {until} ({which}).", "/valid_from")
+    held = f"Party {why.party} is {why.role} {during(why.valid_from, why.valid_to)} ({which})."
+    return Refused(LineCode.HELD_ALREADY, held, "/valid_from")

@@ -14,7 +14,7 @@ from drm_ingest.serve.devices import DeviceId, known_device
 from drm_ingest.serve.parties import named
 from drm_ingest.serve.problems import documented, invalid
 from drm_ingest.serve.relationships import AssertedBy, Relationship, conflict, shown
-from drm_ingest.serve.shapes import Name, PartyName, Request, Time
+from drm_ingest.serve.shapes import Name, PartyName, Request, Time, told
 
 routes = APIRouter(prefix="/v1/devices", tags=["devices"])
 
@@ -87,7 +87,7 @@ async def hand_over(
 
 
 def _not_the_owner(device: str, body: NewHandOver, other: handing.NotTheOwner) -> Refusal:
-    at = f"at {other.at:%Y-%m-%dT%H:%M:%SZ}"
+    at = f"at {told(other.at)}"
     if other.row is None:
         return Refusal(
             "conflict", f"Nobody owns {device} {at}; begin the new relation with POST /v1/relationships, or a claim."

@@ -19,7 +19,19 @@ from drm_ingest.serve.access import Admin, Db, Stored, reader
 from drm_ingest.serve.conditional import IfNoneMatch, names
 from drm_ingest.serve.parties import named, named_subject
 from drm_ingest.serve.problems import documented, invalid
-from drm_ingest.serve.shapes import Name, Page, PageQuery, PartyName, Request, Subject, Text, Time, from_json
+from drm_ingest.serve.shapes import (
+    Name,
+    Page,
+    PageQuery,
+    PartyName,
+    Request,
+    Subject,
+    Text,
+    Time,
+    during,
+    from_json,
+    told,
+)
 
 routes = APIRouter(prefix="/v1/relationships", tags=["relationships"])
 
@@ -179,11 +191,10 @@ def _misfit(body: NewRelationship, unknown: relate.UnknownRole) -> Refusal:
 def conflict(held: HeldAlready) -> Refusal:
     """Return the refusal of what another relation excludes."""
     other = shown(held.row)
-    since = f"from {other.valid_from:%Y-%m-%dT%H:%M:%SZ}" if other.valid_from else "since ever"
-    until = f"to {other.valid_to:%Y-%m-%dT%H:%M:%SZ}" if other.valid_to else "on"
     return Refusal(
         "conflict",
-        f"Party {other.party} is {other.role} of {other.subject} {since} {until} (relationship {other.id}). "
+        f"Party {other.party} is {other.role} of {other.subject} {during(other.valid_from, other.valid_to)} "
+        f"(relationship {other.id}). "
         f"Choose a time outside of that, or first POST /v1/relationships/{other.id}/end, /correct or /withdraw.",
         relationship=other.model_dump(mode="json"),
     )
@@ -191,7 +202,7 @@ def conflict(held: HeldAlready) -> Refusal:
 
 def not_there(relationship: UUID, known_at: datetime | None = None) -> Refusal:
     """Return the refusal of an id that no relation has, or none had then."""
-    known = f" that we knew of at {known_at.isoformat().replace('+00:00', 'Z')}" if known_at else ""
+    known = f" that we knew of at {told(known_at)}" if known_at else ""
     return Refusal("not_found", f"There is no relationship {relationship}{known}.")
 
 

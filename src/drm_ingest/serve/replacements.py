@@ -14,7 +14,7 @@ from drm_ingest.serve.access import Admin, Db
 from drm_ingest.serve.devices import DeviceId, known_device
 from drm_ingest.serve.problems import documented, invalid
 from drm_ingest.serve.relationships import AssertedBy, conflict, shown
-from drm_ingest.serve.shapes import Name, Request, Subject, Time
+from drm_ingest.serve.shapes import Name, Request, Subject, Time, told
 
 routes = APIRouter(prefix="/v1/devices", tags=["devices"])
 
@@ -94,7 +94,7 @@ async def replace(device: DeviceId, body: NewReplacement, response: Response, ca
         row = line.row
         raise Refusal(
             "conflict",
-            f"{row['device']} was replaced by {row['by']} at {row['at']:%Y-%m-%dT%H:%M:%SZ}. Replace the last of the "
+            f"{row['device']} was replaced by {row['by']} at {told(row['at'])}. Replace the last of the "
             "line, or first DELETE /v1/devices/…/replacement of the former.",
             replacement={name: row[name] for name in ("id", "device", "by", "at")},
         ) from None

@@ -23,7 +23,7 @@ from drm_ingest.postgres.relations.changes import (
 from drm_ingest.serve.access import Admin, Caller, Db
 from drm_ingest.serve.problems import documented, invalid
 from drm_ingest.serve.relationships import AssertedBy, Relationship, conflict, etag, not_there, shown
-from drm_ingest.serve.shapes import Name, Request, Time
+from drm_ingest.serve.shapes import Name, Request, Time, told
 
 routes = APIRouter(prefix="/v1/relationships", tags=["relationships"])
 
@@ -153,7 +153,7 @@ def _refused(pointer: str) -> Iterator[None]:
         relation = shown(withdrawn.row)
         raise Refusal(
             "conflict",
-            f"Relationship {relation.id} was withdrawn at {relation.withdrawn_at:%Y-%m-%dT%H:%M:%SZ} and stays so; "
+            f"Relationship {relation.id} was withdrawn at {told(withdrawn.row['superseded_at'])} and stays so; "
             "where it did hold, begin it anew with POST /v1/relationships.",
             relationship=relation.model_dump(mode="json"),
         ) from None

@@ -45,6 +45,15 @@ def _in_utc(time: datetime) -> datetime:
     return time
 
 
+def told(time: datetime) -> str:
+    """Return a time as it is told in a sentence: exactly, for whoever asks again goes by it."""
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def during(starts: datetime | None, ends: datetime | None) -> str:
+    return f"{f'from {told(starts)}' if starts else 'since ever'} {f'to {told(ends)}' if ends else 'on'}"
+
+
 def _ahead(time: datetime) -> datetime:
     if time <= (now := datetime.now(UTC)):
         raise ValueError(f"Must lie ahead: here it is {now:%Y-%m-%dT%H:%M:%SZ}. Leave it out for a key without an end.")
