@@ -96,7 +96,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class History:
-    """What is done, what happens meanwhile, and at which pairs of times it is looked at: as of, and known at."""
+    """What is done, what happens meanwhile, and at which pairs of times it is looked at: as of; known at (-1: now)."""
 
     steps: list[Step]
     events: list[Drawn]
@@ -129,8 +129,8 @@ def draw(from_: Random) -> History:
 
     return History(
         [step(verb) for verb in ["begin"] * 14 + [one(VERBS) for _ in range(30)]], [event() for _ in range(90)],
-        [(one([None, *TIMES[4:]]), from_.randrange(1000)) for _ in range(3)], one([0, 0, 30, -1]),
-        from_.random() < 0.6,
+        [(one([None, *TIMES[4:]]), from_.randrange(1000)) for _ in range(3)] + [(one(TIMES[4:]), -1)],
+        one([0, 0, 30, -1]), from_.random() < 0.6,
     )  # fmt: skip
 
 
@@ -512,7 +512,8 @@ class World:
             found = await get(
                 self.admin, f"/v1/parties/{name}", relations=1000, around_visit_days=plain.WINDOW_DAYS, **view
             )
-            told["records from totals"] += found["freshness"]["totals_through"] is not None
+            then = "" if as_of is None else ", as of then"
+            told[f"records from totals{then}"] += found["freshness"]["totals_through"] is not None
             return plain.record(found, seen, who, self.called)
 
         async def timeline(who: str, *types: str, since: Bound = None, until: Bound = None) -> Says:
