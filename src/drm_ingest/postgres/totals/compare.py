@@ -6,9 +6,8 @@ MOVED    what is in one and not in the other: whole days from subject_day, the r
 that was recorded after the horizon: those are added when they are fresh
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from datetime import datetime
-from uuid import UUID
 
 import asyncpg
 
@@ -25,9 +24,24 @@ named (name, party) as materialized (
 KIN = kin("known", "(select party, other from party_link where upper_inf(recorded))")
 """Each `party` of `known`, and all that are linked to it now."""
 
-# $1 the members of the group, $2 subjects, $3 the large party.
+Pair = tuple[int, str]
+"""A large party by the id of its totals, and a subject."""
+
+EACH = """
+each as materialized (
+    select id as large, members, kind, subjects
+    from (
+        select large, array_agg(distinct subject collate "C") as subjects
+        from unnest($1::bigint[], $2::text[]) as pair (large, subject) group by large
+    ) as pairs join large_party on id = large
+)"""
+"""Of the pairs $1 and $2: each large party once. What follows is asked of each in turn, in one statement of all."""
+
 _COMPARE = f"""
-with recursive wanted (name) as (select distinct subject collate "C" from unnest($2::text[]) as subject),
+with {EACH},
+compared as materialized (
+    select each.large, held.* from each cross join lateral (
+with recursive wanted (name) as (select unnest(each.subjects)),
 {NAMED},
 known as (select name, party from named where party is not null),
 {KIN},
@@ -38,52 +52,59 @@ relation_of (name, party, valid, mine) as (
     ) as relation
     where not starts_with(wanted.name, 'party:')
     union all
-    select known.name, relation.party, relation.valid, relation.subject_party <> all ($1::uuid[])
+    select known.name, relation.party, relation.valid, relation.subject_party <> all (each.members)
     from known join kin using (party) cross join lateral (
         select party, subject_party, valid from relationship
         where subject = 'party:' || kin.same and upper_inf(recorded) offset 0
     ) as relation
     union all
-    select name, party, '(,)', true from known where party = any ($1::uuid[])
+    select name, party, '(,)', true from known where party = any (each.members)
 ),
 now_held as (
-    select name, range_agg(valid) filter (where mine and party = any ($1::uuid[])) as valid,
+    select name, range_agg(valid) filter (where mine and party = any (each.members)) as valid,
            least(min(lower(valid)) filter (where lower(valid) > now()),
                  min(upper(valid)) filter (where upper(valid) > now())) as due_at
     from relation_of group by name
-),
-compared as materialized (
-    select name as subject, coalesce(now_held.valid, '{{}}') as now, coalesce(counted.valid, '{{}}') as before,
-           now_held.due_at, counted.due_at as due_before
-    from wanted left join now_held using (name)
-    left join large_party_span as counted on counted.subject = name and counted.large = $3
+)
+select name as subject, coalesce(now_held.valid, '{{}}') as now, coalesce(counted.valid, '{{}}') as before,
+       now_held.due_at, counted.due_at as due_before
+from wanted left join now_held using (name)
+left join large_party_span as counted on counted.subject = name and counted.large = each.large
+    ) as held
 ),
 gone as (
     delete from large_party_span using compared
-    where large = $3 and large_party_span.subject = compared.subject and now = '{{}}'
+    where large_party_span.large = compared.large and large_party_span.subject = compared.subject and now = '{{}}'
 ),
 kept as (
     insert into large_party_span (large, subject, valid, due_at)
-    select $3, subject, now, due_at from compared
+    select large, subject, now, due_at from compared
     where now <> '{{}}' and (now <> before or due_at is distinct from due_before)
     on conflict (subject, large) do update set valid = excluded.valid, due_at = excluded.due_at
 )
-select gained, subject, lower(during) as starts, upper(during) as ends
+select gained, large, subject, lower(during) as starts, upper(during) as ends
 from (
-    select true as gained, subject, unnest(now - before) as during from compared
+    select true as gained, large, subject, unnest(now - before) as during from compared
     union all
-    select false, subject, unnest(before - now) from compared
+    select false, large, subject, unnest(before - now) from compared
 ) as moved
 where not isempty(during)"""
 
 # Of day counts the first event is not known, and what is not fresh yet may be the last: then it will be.
 _COUNTED = f"""
-span (subject, starts, ends) as (select * from unnest($2::text[], $3::timestamptz[], $4::timestamptz[])),
-{cut("span")},
 young as materialized (
     select subject, (occurred_at at time zone 'UTC')::date as day, type, occurred_at from event
     where recorded_at >= $5::timestamptz and subject = any ($2::text[])
 ),
+each as materialized (
+    select large, array_agg(subject) as subjects, array_agg(starts) as begin, array_agg(ends) as until
+    from unnest($1::bigint[], $2::text[], $3::timestamptz[], $4::timestamptz[]) as moved (large, subject, starts, ends)
+    group by large
+),
+difference as (
+    select each.large, changed.* from each cross join lateral (
+with span (subject, starts, ends) as (select * from unnest(each.subjects, each.begin, each.until)),
+{cut("span")},
 counted (day, type, events, first_at, known, last_at, last_subject) as (
     select days.day, days.type, days.events, null::timestamptz, false, days.last_at, whole.subject
     from whole cross join lateral (
@@ -100,19 +121,17 @@ counted (day, type, events, first_at, known, last_at, last_subject) as (
         where subject = part.subject and occurred_at >= part.starts and occurred_at < part.ends and recorded_at < $5
         group by type
     ) as events
-),
-difference as (
-    select day, type, sum(events)::bigint as events, case when bool_and(known) then min(first_at) end as first_at,
-           max(last_at) as last_at,
-           (array_agg(last_subject order by last_at desc nulls last, last_subject))[1] as last_subject
-    from counted group by day, type
-    having sum(events) <> 0
+)
+select day, type, sum(events)::bigint as events, case when bool_and(known) then min(first_at) end as first_at,
+       max(last_at) as last_at,
+       (array_agg(last_subject order by last_at desc nulls last, last_subject))[1] as last_subject
+from counted group by day, type
+having sum(events) <> 0
+    ) as changed
 )"""
 
 _GAIN = f"""
-with {_COUNTED}, added as (
-    select $1::bigint, day, type, events, first_at, last_at, last_subject from difference
-)
+with {_COUNTED}, added as (select large, day, type, events, first_at, last_at, last_subject from difference)
 {ADD}"""
 
 _LOSE = f"""
@@ -123,21 +142,25 @@ set events = greatest(0, old.events - difference.events),
     last_at = case when old.last_at > difference.last_at then old.last_at end,
     last_subject = case when old.last_at > difference.last_at then old.last_subject end
 from difference
-where old.large = $1 and old.day = difference.day and old.type = difference.type"""
+where old.large = difference.large and old.day = difference.day and old.type = difference.type"""
 
-_EMPTY = "delete from large_party_day where large = $1 and events = 0"
+_EMPTY = "delete from large_party_day where large = any ($1::bigint[]) and events = 0"
 
 
-async def compare(
-    db: asyncpg.Connection, large: int, members: Sequence[UUID], subjects: Sequence[str], horizon: datetime
-) -> bool:
-    """Make the totals of a large party have in them what holds now on these subjects; return whether they changed."""
-    moved = await db.fetch(_COMPARE, members, subjects, large)
+def columns(pairs: Collection[Pair]) -> tuple[list[int], list[str]]:
+    """Return pairs as two columns, in order."""
+    in_order = sorted(pairs)
+    return [large for large, _ in in_order], [subject for _, subject in in_order]
+
+
+async def compare(db: asyncpg.Connection, pairs: Collection[Pair], horizon: datetime) -> None:
+    """Make the totals of large parties have in them what holds now on these subjects."""
+    moved = await db.fetch(_COMPARE, *columns(pairs)) if pairs else []
     for gained, statement in ((True, _GAIN), (False, _LOSE)):
         rows = [row for row in moved if row["gained"] is gained]
         if rows:
-            columns = ([row[name] for row in rows] for name in ("subject", "starts", "ends"))
-            await db.execute(statement, large, *columns, horizon)
-    if any(not row["gained"] for row in moved):
-        await db.execute(_EMPTY, large)
-    return bool(moved)
+            spans = ([row[name] for row in rows] for name in ("large", "subject", "starts", "ends"))
+            await db.execute(statement, *spans, horizon)
+    lost = {row["large"] for row in moved if not row["gained"]}
+    if lost:
+        await db.execute(_EMPTY, list(lost))

@@ -9,10 +9,24 @@ from uuid import UUID
 
 import asyncpg
 
-from drm_ingest.postgres.relations.links import group
+from drm_ingest.postgres.relations.links import GROUP, group
 
-# Of the parties after $1 in order, at most $2: who may be large, by itself or with those linked to it ($3 at least).
-_SWEPT = """
+_LINKED = """exists (select from party_link where party_link.party = {0} and upper_inf(recorded))
+    or exists (select from party_link where other = {0} and upper_inf(recorded))"""
+
+
+def _held(parties: str, limit: str) -> str:
+    """Return how many subjects some parties hold or held, counted up to a limit for each of them."""
+    return f"""(
+    select count(distinct subject) from unnest({parties}) as own (id) cross join lateral (
+        select distinct subject from relationship
+        where party = own.id and upper_inf(recorded) order by subject limit {limit}
+    ) as held
+)"""
+
+
+# Of the parties after $1 in order, at most $2: who may be large, by itself ($4 at least) or with others linked ($3).
+_SWEPT = f"""
 with next as materialized (
     select party, count(distinct subject) as subjects
     from (
@@ -23,19 +37,26 @@ with next as materialized (
     ) as held group by party
 )
 select (select id from party where id > $1 order by id offset $2 - 1 limit 1) as swept_to,
-       coalesce(array_agg(party) filter (where subjects >= $3), '{}') as candidates from next"""
+       coalesce(array_agg(party) filter (
+           where subjects >= $4 or (subjects >= $3 and ({_LINKED.format("next.party")}))
+       ), '{{}}') as candidates from next"""
 
-_SUBJECTS = """
-select count(*) from (
-    select distinct subject from relationship
-    where party = any ($1::uuid[]) and upper_inf(recorded) limit $2
-) as held"""
+# Of the parties $1, as _SWEPT has it, those who are linked; and of all others, who have no totals yet, those are begun.
+_MAY_BE = f"""
+with candidate as materialized (
+    select id, ({_LINKED.format("candidate.id")}) as linked from unnest($1::uuid[]) as candidate (id)
+),
+alone as (
+    insert into large_party (party, members, kind)
+    select party.id, array[party.id], kind from candidate join party using (id)
+    where not linked and {_held("array[party.id]", "$3")} >= $3
+      and not exists (select from large_party where members = array[party.id])
+    returning party
+)
+select coalesce(array_agg(id order by id), '{{}}')
+from candidate where linked and {_held("array[id]", "$2")} >= $2"""
 
-_MAY_BE = """
-select coalesce(array_agg(party order by party), '{}') from unnest($1::uuid[]) as party
-where (select count(*) from (
-    select from relationship where relationship.party = party.party and upper_inf(recorded) limit $2
-) as held) >= $2"""
+_SUBJECTS = f"select {_held('$1::uuid[]', '$2')}"
 
 FIRST = UUID(int=0)
 
@@ -47,41 +68,118 @@ class Sizes:
     large: int
     linked_max: int
 
+    @property
+    def least(self) -> int:
+        """How many subjects one of a large group has at least."""
+        return max(1, (self.large + 1) // self.linked_max)
+
 
 async def sweep(db: asyncpg.Connection, after: UUID, parties: int, sizes: Sizes) -> tuple[UUID | None, Sequence[UUID]]:
     """Look at the next parties; return up to whom (None: to the last) and who of them may be large."""
-    row = await db.fetchrow(_SWEPT, after, parties, max(1, (sizes.large + 1) // sizes.linked_max))
+    row = await db.fetchrow(_SWEPT, after, parties, sizes.least, sizes.large + 1)
     return row["swept_to"], row["candidates"]
 
 
-async def enlist(db: asyncpg.Connection, parties: Collection[UUID], sizes: Sizes) -> bool:
-    """Begin the totals of whoever of these is large and has none, of the group as it is now; return whether any is."""
-    found = False
-    least = max(1, (sizes.large + 1) // sizes.linked_max)
-    for party in await db.fetchval(_MAY_BE, list(parties), least):
+async def enlist(db: asyncpg.Connection, parties: Collection[UUID], sizes: Sizes) -> None:
+    """Begin the totals of whoever of these is large and has none, of the group as it is now."""
+    linked = await db.fetchval(_MAY_BE, list(set(parties)), sizes.least, sizes.large + 1)
+    for party in linked:
         members = await group(db, party)
         if await db.fetchval("select exists (select from large_party where members = $1)", members):
             continue
         if await db.fetchval(_SUBJECTS, members, sizes.large + 1) > sizes.large:
             await begin(db, members)
-            found = True
-    return found
 
 
 async def begin(db: asyncpg.Connection, members: Sequence[UUID]) -> None:
-    """Begin to count for a group, or anew."""
+    """Begin to count for a group."""
     await db.execute(
         "insert into large_party (party, members, kind) select id, $1, kind from party where id = $2",
         members, members[0],
     )  # fmt: skip
 
 
-async def retire(db: asyncpg.Connection, sizes: Sizes) -> None:
-    """Forget the totals of groups that are not any more, or not large any more."""
-    for row in await db.fetch("select id, party, members from large_party"):
-        small = await db.fetchval(_SUBJECTS, row["members"], sizes.large // 2 + 1) <= sizes.large // 2
-        if small or await group(db, row["party"]) != row["members"]:
-            await db.execute("delete from large_party where id = $1", row["id"])
+# One after the other, and none while anything else is built: what is counted anew is there twice.
+_RECOUNT = """
+insert into large_party (party, members, kind)
+select party, members, kind from large_party
+where built_at < clock_timestamp() - make_interval(secs => $1)
+  and not exists (select from large_party where built_at is null)
+order by built_at limit 1"""
+
+_AGAIN = """
+update large_party set built_to = '' where built_at is null and kind = 'partner' and members && $1::uuid[]"""
+_ANEW = """
+insert into large_party (party, members, kind)
+select party, members, kind from large_party as old
+where built_at is not null and kind = 'partner' and members && $1::uuid[]
+  and not exists (select from large_party where party = old.party and built_at is null)"""
+
+
+async def recount(db: asyncpg.Connection, recount_s: float) -> None:
+    """Begin to count anew what was counted so long ago, one party at a time."""
+    await db.execute(_RECOUNT, recount_s)
+
+
+async def agents(db: asyncpg.Connection, of: Collection[UUID]) -> None:
+    """Count anew for these partners, from the first subject on: who visits for them is somebody else by now."""
+    if of:
+        await db.execute(_AGAIN, list(of))
+        await db.execute(_ANEW, list(of))
+
+
+# $1: half as many subjects as make it large; more keep it so.
+def _retire(which: str) -> str:
+    grown = GROUP.replace("$1::uuid", "large.party")
+    return f"""
+delete from large_party as large
+where {which} and ({_held("members", "$1 + 1")} <= $1 or members <> ({grown}))"""
+
+
+_RETIRE_OF = _retire("members && $2::uuid[]")
+_RETIRE_BETWEEN = _retire("party > $2 and party <= coalesce($3, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)")
+
+
+async def retire_of(db: asyncpg.Connection, parties: Collection[UUID], sizes: Sizes) -> None:
+    """Forget the totals of those groups of these parties that are not any more, or not large any more."""
+    await db.execute(_RETIRE_OF, sizes.large // 2, list(parties))
+
+
+async def retire_between(db: asyncpg.Connection, after: UUID, to: UUID | None, sizes: Sizes) -> None:
+    """Do the same for the groups whose first party comes after one, up to another (None: to the last)."""
+    await db.execute(_RETIRE_BETWEEN, sizes.large // 2, after, to)
+
+
+# Those without any totals first, then those that are counted anew because something changed.
+_BUILDING = """
+select id, members, built_to, anew, hurried
+from (
+    select next.id, next.members, next.built_to, built.built_at is not null as anew,
+           coalesce(built.built_at >= clock_timestamp() - make_interval(secs => $1), true) as hurried
+    from large_party as next left join lateral (
+        select built_at from large_party where party = next.party and built_at is not null
+    ) as built on true
+    where next.built_at is null
+) as building
+order by anew, not hurried, id limit $2"""
+
+
+@dataclass(frozen=True, slots=True)
+class Building:
+    """Totals that are being built."""
+
+    id: int
+    members: list[UUID]
+    built_to: str
+    anew: bool
+    """There are totals already, which are read meanwhile."""
+    hurried: bool
+    """They are missing, or wrong; else it was only time."""
+
+
+async def building(db: asyncpg.Connection, recount_s: float, limit: int) -> list[Building]:
+    """Return what is being built, at most so many, that which is needed most first."""
+    return [Building(**dict(row)) for row in await db.fetch(_BUILDING, recount_s, limit)]
 
 
 _NEXT = """
@@ -109,6 +207,11 @@ difference as (
 ),
 gone as (delete from large_party where id in (select id from other))
 select coalesce(sum(events), 0)::bigint from difference"""
+
+
+async def built_to(db: asyncpg.Connection, large: int, subject: str) -> None:
+    """Note up to which subject totals are built."""
+    await db.execute("update large_party set built_to = $2 where id = $1", large, subject)
 
 
 async def finish(db: asyncpg.Connection, large: int, members: Sequence[UUID]) -> int:

@@ -37,15 +37,22 @@ with fresh as materialized (
     select subject, type from event where recorded_at >= $1::timestamptz and recorded_at < $2::timestamptz
 ),
 rare as (
-    select distinct subject from fresh where type in ('{FAULT}', '{RATING}', '{CONTACT}')
+    select distinct subject, type from fresh where type in ('{FAULT}', '{RATING}', '{CONTACT}')
 )"""
 
 _RARE = f"""{_RARE_ONES}
-select span.large, span.subject from rare join large_party_span as span using (subject)"""
+select span.large, span.subject, type from rare join large_party_span as span using (subject)"""
 
 _RARE_OF_PARTIES = f"""{_RARE_ONES}
-select subject from rare where starts_with(subject, 'party:')"""
+select subject, type from rare where starts_with(subject, 'party:')"""
 
+_CROWDED = f"""
+select greatest(recorded_at, $1::timestamptz + interval '1 microsecond') from (
+    select recorded_at from event
+    where recorded_at >= $1::timestamptz and recorded_at < $2::timestamptz
+      and type || '' in ('{FAULT}', '{RATING}', '{CONTACT}')
+    order by recorded_at offset $3 limit 1
+) as beyond"""
 
 _RECORDED = """
 select exists (select from event where recorded_at >= $1::timestamptz and recorded_at < $2::timestamptz)"""
@@ -61,7 +68,17 @@ async def add(db: asyncpg.Connection, since: datetime, until: datetime) -> set[i
     return {row["large"] for row in await db.fetch(_FRESH, since, until)}
 
 
-async def rare(db: asyncpg.Connection, since: datetime, until: datetime) -> tuple[list[tuple[int, str]], list[str]]:
-    """Return which subjects had a rare event in that time: those counted, by large party, and all names of parties."""
-    counted = [(row["large"], row["subject"]) for row in await db.fetch(_RARE, since, until)]
-    return counted, [row["subject"] for row in await db.fetch(_RARE_OF_PARTIES, since, until)]
+async def crowded(db: asyncpg.Connection, since: datetime, until: datetime, rare_max: int) -> datetime:
+    """Return until when, at most until `until`, so many rare events were recorded since a time, or some more."""
+    found: datetime | None = await db.fetchval(_CROWDED, since, until, rare_max)
+    return found or until
+
+
+async def rare(
+    db: asyncpg.Connection, since: datetime, until: datetime
+) -> tuple[list[tuple[int, str, str]], list[tuple[str, str]]]:
+    """Return which subjects had a rare event in that time: those counted by large party, subject and type; and all
+    names of parties, and the type.
+    """
+    counted = [(row["large"], row["subject"], row["type"]) for row in await db.fetch(_RARE, since, until)]
+    return counted, [(row["subject"], row["type"]) for row in await db.fetch(_RARE_OF_PARTIES, since, until)]

@@ -1,6 +1,7 @@
 """What subjects contribute to the rare parts of a large party's record, put together anew as a whole where touched.
 
-They are the very statements of record/, held to some subjects ($4).
+They are the very statements of record/, held to some subjects ($4), and asked of each large party in turn by one
+statement of all: what they have as parameters is of `each` then.
 
     fault        everybody: open on the device
     answer       everybody: to each scale and score
@@ -9,31 +10,43 @@ They are the very statements of record/, held to some subjects ($4).
     visit        a partner
 """
 
-from collections.abc import Collection, Sequence
-from uuid import UUID
+from collections.abc import Collection, Mapping, Sequence
 
 import asyncpg
 
 from drm_ingest.postgres.record import own, serviced, sold, supplied
-from drm_ingest.postgres.record.known import AT, NOW
-from drm_ingest.postgres.record.rare import RATINGS, lens
-from drm_ingest.postgres.totals.compare import KIN, NAMED
+from drm_ingest.postgres.record.known import AT
+from drm_ingest.postgres.record.rare import CONTACT, FAULT, RATING, RATINGS, lens
+from drm_ingest.postgres.totals.compare import EACH, KIN, NAMED, Pair, columns
+
+_OF_EACH = {
+    "$1": "each.members", "$2": "null", "$3": "null", "$4": "each.subjects", "$5": "each.large",
+}  # fmt: skip
 
 
-def _add(part: str, steps: str, rows: str) -> str:
+def _of_each(statement: str) -> str:
+    for parameter, column in _OF_EACH.items():
+        statement = statement.replace(parameter, column)
+    return statement
+
+
+def _add(part: str, kind: str, steps: str, rows: str) -> str:
     return f"""
-with recursive {steps},
-contribution as ({rows})
+with {EACH},
+gone as (
+    delete from large_party_part using (select large, unnest(subjects) as subject from each) as pair
+    where large_party_part.large = pair.large and large_party_part.subject = pair.subject and part = '{part}'
+)
 insert into large_party_part (large, part, subject, row)
-select $5::bigint, '{part}', contribution.subject, to_jsonb(contribution) - 'subject' from contribution"""
+select each.large, '{part}', contribution.subject, to_jsonb(contribution) - 'subject'
+from each cross join lateral (with recursive {_of_each(steps)} {rows}) as contribution
+where kind = '{kind}' or '{kind}' = ''"""
 
 
 _FAULT = """
 select subject, code, since, last_at, raised, jsonb_strip_nulls(jsonb_build_object(
            'severity', data -> 'severity', 'message', data -> 'message', 'component', data -> 'component')) as data
 from open_fault"""
-# Where the group is asked for, though it has no say in it, so that all of these have the same parameters.
-_GROUP = "cardinality($1::uuid[]) > 0 and coalesce($2::timestamptz, $3::timestamptz) is null"
 _ANSWER = "select of as subject, scale, score, answers, first_at, last_at from answers"
 
 
@@ -45,7 +58,7 @@ def _ratings(steps: str) -> str:
 _SPANS = f"""
 spanned as (
     select subject, unnest(valid) as valid from large_party_span
-    where large = $5 and subject = any ($4::text[]) and {_GROUP}
+    where large = $5 and subject = any ($4::text[])
 ), {lens("subject", "spanned", AT)}"""
 _SOLD_DEVICES = f"""{sold.reached("$4")},
 owned as (select subject, valid from reached where subject is not null), {lens("subject", "owned", AT)}"""
@@ -60,7 +73,6 @@ bought as (
     from known join kin using (party) cross join lateral (
         select valid from large_party_reached where party = kin.same and large = $5 offset 0  -- one by one, by index
     ) as reached
-    where {_GROUP}
 ), {lens("subject", "bought", AT)}"""
 _SUPPLIED = """
 select faulty.subject, faulty.of ->> 0 as role, faulty.of ->> 1 as batch, faulty.raised, coalesce(codes, '{}') as codes
@@ -71,58 +83,64 @@ from (
 left join (select of, subject, array_agg(code) as codes from open_fault group by of, subject) as standing
     using (of, subject)"""
 
-_EVERYBODYS = {
-    "fault": _add("fault", own.open_faults("$4"), _FAULT),
-    "answer": _add("answer", _ratings(_SPANS), _ANSWER),
-}
-_KINDS = {
-    "vendor": {
-        "sold_fault": _add("sold_fault", f"{sold.reached('$4')}, {sold.OPEN}", "select subject, code from open_fault"),
-        "sold_answer": _add("sold_answer", _ratings(_SOLD_DEVICES), _ANSWER),
-    },
-    "supplier": {"supplied": _add("supplied", supplied.open_faults("$4"), _SUPPLIED)},
-    "partner": {
-        "visit": _add(
-            "visit",
-            serviced.visits("$4"),
-            "select device as subject, subject as about, source, id, occurred_at from visit",
-        )
-    },
-}
-_CUSTOMERS_ANSWERS = _add("sold_answer", _ratings(_SOLD_CUSTOMERS), _ANSWER)
+_PARTS = {
+    "fault": _add("fault", "", own.open_faults("$4"), _FAULT),
+    "answer": _add("answer", "", _ratings(_SPANS), _ANSWER),
+    "sold_fault": _add(
+        "sold_fault", "vendor", f"{sold.reached('$4')}, {sold.OPEN}", "select subject, code from open_fault"
+    ),
+    "sold_answer": _add("sold_answer", "vendor", _ratings(_SOLD_DEVICES), _ANSWER),
+    "supplied": _add("supplied", "supplier", supplied.open_faults("$4"), _SUPPLIED),
+    "visit": _add(
+        "visit", "partner", serviced.visits("$4"),
+        "select device as subject, subject as about, source, id, occurred_at from visit",
+    ),
+}  # fmt: skip
+_CUSTOMERS_ANSWERS = _add("sold_answer", "vendor", _ratings(_SOLD_CUSTOMERS), _ANSWER)
 
-_GONE = "delete from large_party_part where large = $1 and subject = any ($2::text[]) and part = any ($3::text[])"
-_REACHED_GONE = """
-delete from large_party_reached where large = $1 and subject = any ($2::text[]) returning 'party:' || party as name"""
-_REACHED = f"""
-with recursive {sold.reached("$4")},
+_OF_TYPES = {FAULT: ("fault", "sold_fault", "supplied"), RATING: ("answer", "sold_answer"), CONTACT: ("visit",)}
+ALL = tuple(_PARTS)
+
+_REACHED_GONE = f"""
+with {EACH}, pair as (select large, unnest(subjects) as subject from each where kind = 'vendor')
+delete from large_party_reached as reached using pair
+where reached.large = pair.large and reached.subject = pair.subject
+returning reached.large, 'party:' || reached.party as name"""
+_REACHED_STEPS = f"""
+{sold.reached("$4")},
 known as (select party from reached),
 {KIN},
-person as (select party, (array_agg(same order by same))[1] as id from kin group by party)
+person as (select party, (array_agg(same order by same))[1] as id from kin group by party)"""
+_REACHED = f"""
+with {EACH}
 insert into large_party_reached (large, subject, party, person, valid)
-select $5, coalesce(subject, 'party:' || party), party, person.id, valid from reached join person using (party)
-returning 'party:' || party as name"""
+select each.large, bought.* from each cross join lateral (
+    with recursive {_of_each(_REACHED_STEPS)}
+    select coalesce(subject, 'party:' || party), party, person.id, valid from reached join person using (party)
+) as bought
+where kind = 'vendor'
+returning large, 'party:' || party as name"""
 
 
-async def put_together(
-    db: asyncpg.Connection, large: int, kind: str, members: Sequence[UUID], subjects: Collection[str]
-) -> set[str]:
-    """Replace what these subjects contribute; return the customers, by their ids, whose answers count otherwise now."""
-    of = (*NOW.of(members), list(subjects), large)
-    parts = _EVERYBODYS | _KINDS.get(kind, {})
-    await db.execute(_GONE, large, list(subjects), list(parts))
-    customers: set[str] = set()
-    if kind == "vendor":
-        customers = {row["name"] for row in await db.fetch(_REACHED_GONE, large, list(subjects))}
-        customers |= {row["name"] for row in await db.fetch(_REACHED, *of)}
-    for statement in parts.values():
-        await db.execute(statement, *of)
-    return customers
+def of_event(type_: str, subject: str) -> Sequence[str]:
+    """Return the parts that an event may change; what is said of a party, by itself, does not count as of a device."""
+    return ("answer",) if type_ == RATING and subject.startswith("party:") else _OF_TYPES[type_]
 
 
-async def put_together_customers(
-    db: asyncpg.Connection, large: int, members: Sequence[UUID], names: Collection[str]
-) -> None:
-    """Replace what a vendor's customers of these names contribute."""
-    await db.execute(_GONE, large, list(names), ["sold_answer"])
-    await db.execute(_CUSTOMERS_ANSWERS, *NOW.of(members), list(names), large)
+async def put_together(db: asyncpg.Connection, parts: Mapping[str, Collection[Pair]]) -> None:
+    """Replace what subjects contribute to the parts of these names."""
+    for part, pairs in parts.items():
+        if pairs:
+            await db.execute(_PARTS[part], *columns(pairs))
+
+
+async def reach(db: asyncpg.Connection, pairs: Collection[Pair]) -> set[Pair]:
+    """Find anew who had these subjects of a vendor; return who had or has: their answers count otherwise."""
+    of = columns(pairs)
+    rows = [*await db.fetch(_REACHED_GONE, *of), *await db.fetch(_REACHED, *of)]
+    return {(row["large"], row["name"]) for row in rows}
+
+
+async def put_together_customers(db: asyncpg.Connection, pairs: Collection[Pair]) -> None:
+    """Replace what vendors' customers of these names contribute."""
+    await db.execute(_CUSTOMERS_ANSWERS, *columns(pairs))

@@ -3,8 +3,8 @@
 They are kept as rows in JSON, by name, as record/whole.py reads them.
 """
 
-from collections.abc import Sequence
-from uuid import UUID
+from collections.abc import Collection
+from datetime import datetime
 
 import asyncpg
 
@@ -103,57 +103,99 @@ def _statement(kind: str) -> str:
         for name, rows in (_EVERYBODYS | _KINDS.get(kind, {})).items()
     )
     return f"""
-update large_party set stale = false, shown = jsonb_build_object({figures}),
-       shown_at = (select through from totals_position) where id = $1"""
+update large_party as one set stale = false, shown_at = (select through from totals_position),
+       shown = jsonb_build_object({figures.replace("$1", "one.id").replace("$2", "one.members")})
+where id = any ($1::bigint[])"""
 
+
+_STATEMENTS = {kind: _statement(kind) for kind in ("", *_KINDS)}
+
+# Those without figures first, so that they are read from totals at all; then those that a change concerns, and beside
+# them, however many these are, those whose figures are the oldest.
+_NEXT = """
+select id, kind from large_party where id in (
+    (select id from large_party where built_at is not null and stale and (shown is null or id = any ($1::bigint[]))
+     order by shown is null desc, shown_at limit $3)
+    union
+    (select id from large_party
+     where built_at is not null and stale and shown_at < clock_timestamp() - make_interval(secs => $2)
+     order by shown_at limit $3)
+)"""
+
+_STALE = """
+update large_party set stale = true, shown_at = greatest(shown_at, $2) where id = any ($1::bigint[]) and not stale"""
 
 _UNKNOWN = """
-select day from (
-    select distinct on (type) day, last_at is null as unknown
-    from large_party_day where large = $1 order by type, day desc
-) as newest where unknown
-union
-select day from large_party_day
-where large = $1 and first_at is null and day = (select min(day) from large_party_day where large = $1)"""
+select id as large, day from large_party cross join lateral (
+    select day from (
+        select distinct on (type) day, last_at is null as unknown
+        from large_party_day where large = id order by type, day desc
+    ) as newest where unknown
+    union
+    select day from large_party_day
+    where large = id and first_at is null and day = (select min(day) from large_party_day where large = id)
+) as days
+where id = any ($1::bigint[]) and built_at is not null"""
 
-# $2 the day.
+# $1 the large parties, $2 their days.
 _FIRST_AND_LAST = f"""
-with span as (
-    select subject, lower(during) as starts, upper(during) as ends
-    from large_party_span cross join lateral unnest(valid * tstzmultirange(
-        tstzrange($2::date::timestamp at time zone 'UTC', ($2::date + 1)::timestamp at time zone 'UTC')
-    )) as during
-    where large = $1
-), {cut("span")},
-found as (
-    select type, subject, first_at, last_at
-    from span cross join lateral (
-        select type, min(occurred_at) as first_at, max(occurred_at) as last_at from event
-        where subject = span.subject and occurred_at >= span.starts and occurred_at < span.ends
-        group by type
-    ) as moments
-    union all
-    select type, subject, null, last_at
-    from whole cross join lateral (
-        select type, last_at from subject_day where subject = whole.subject and day = $2 and whole.first_day < end_day
-    ) as days
-),
-extreme as (
-    select type, coalesce(min(first_at), $2::date::timestamp at time zone 'UTC') as first_at, max(last_at) as last_at,
-           (array_agg(subject order by last_at desc, subject))[1] as last_subject
-    from found group by type
+with one as materialized (
+    select large, day, day::timestamp at time zone 'UTC' as day_at,
+           (day + 1)::timestamp at time zone 'UTC' as next_at
+    from unnest($1::bigint[], $2::date[]) as unknown (large, day)
 )
 update large_party_day as old
 set first_at = extreme.first_at, last_at = extreme.last_at, last_subject = extreme.last_subject
-from extreme where large = $1 and day = $2 and old.type = extreme.type"""
+from one cross join lateral (
+    with span as (
+        select subject, lower(during) as starts, upper(during) as ends
+        from large_party_span cross join lateral unnest(
+            valid * tstzmultirange(tstzrange(one.day_at, one.next_at))
+        ) as during
+        where large = one.large
+    ), {cut("span")},
+    found as (
+        select type, subject, first_at, last_at
+        from span cross join lateral (
+            select type, min(occurred_at) as first_at, max(occurred_at) as last_at from event
+            where subject = span.subject and occurred_at >= span.starts and occurred_at < span.ends
+            group by type
+        ) as moments
+        union all
+        select type, subject, null, last_at
+        from whole cross join lateral (
+            select type, last_at from subject_day
+            where subject = whole.subject and day = one.day and whole.first_day < end_day
+        ) as days
+    )
+    select type, coalesce(min(first_at), one.day_at) as first_at, max(last_at) as last_at,
+           (array_agg(subject order by last_at desc, subject))[1] as last_subject
+    from found group by type
+) as extreme
+where old.large = one.large and old.day = one.day and old.type = extreme.type"""
 
 
-async def settle(db: asyncpg.Connection, large: int) -> None:
-    """Find the first event of all and the last of each type where these are not known."""
-    for row in await db.fetch(_UNKNOWN, large):
-        await db.execute(_FIRST_AND_LAST, large, row["day"])
+async def stale(db: asyncpg.Connection, large: Collection[int], since: datetime) -> None:
+    """Note that the figures of these are older than all else from now on: as they were at `since`."""
+    if large:
+        await db.execute(_STALE, list(large), since)
 
 
-async def add_up(db: asyncpg.Connection, large: int, kind: str, members: Sequence[UUID]) -> None:
-    """Add the figures up anew."""
-    await db.execute(_statement(kind), large, members)
+async def add_up(db: asyncpg.Connection, changed: Collection[int], older_s: float, at_most: int) -> None:
+    """Add up anew of the figures that are stale those of `changed`, and those that are so old; of each at most so many.
+
+    Of these the oldest first: nobody waits for ever, whatever changes.
+    """
+    rows = await db.fetch(_NEXT, list(changed), older_s, at_most)
+    kinds: dict[str, list[int]] = {}
+    for row in rows:
+        kinds.setdefault(row["kind"] if row["kind"] in _KINDS else "", []).append(row["id"])
+    for kind, ids in kinds.items():
+        await db.execute(_STATEMENTS[kind], ids)
+
+
+async def settle(db: asyncpg.Connection, large: Collection[int]) -> None:
+    """Find the first event of all and the last of each type where these are not known, of those that are read."""
+    rows = await db.fetch(_UNKNOWN, list(large)) if large else []
+    if rows:
+        await db.execute(_FIRST_AND_LAST, [row["large"] for row in rows], [row["day"] for row in rows])

@@ -1,28 +1,38 @@
 """One step of the keeper of totals: bounded, in one transaction, whatever there is to do.
 
-    fresh events ─▶ changes, what is due, the next slice of what is built ─▶ compare ─▶ rare parts ─▶ add up ─▶ through
+    fresh events ─▶ changes, what is due, the next slice of what is built ─▶ compare ─▶ rare parts ─▶ through ─▶ add up
 
 It is one snapshot. Afterwards the totals have in them exactly the events of their spans that were recorded before
 `through`, and the changes up to `number`; who dies in between has done nothing.
 """
 
-from collections.abc import Collection, Iterable
+from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
 import asyncpg
 
+from drm_ingest.postgres.record.rare import CONTACT, RATING
 from drm_ingest.postgres.totals import compare, find, fresh, parts, shown, touched
-from drm_ingest.postgres.totals.find import Sizes
+from drm_ingest.postgres.totals.compare import Pair
+from drm_ingest.postgres.totals.find import Building, Sizes
 from drm_ingest.postgres.totals.horizon import Horizon
 
 _LOCK = 0x64726D_746F74  # "drm" "tot": the advisory lock of whoever is at a step
 WINDOW = timedelta(seconds=10)
 """Of events recorded, at a time: what came while no keeper worked is caught up piece by piece."""
 CHANGES_MAX = 500
+RARE_MAX = 1000
+"""Faults, ratings and contacts, of everybody, taken at once; if more were recorded at one time, these."""
 SLICE_SUBJECTS = 1000
+SLICES_MAX = 50
+"""Of so many large parties."""
 SWEEP_PARTIES = 5000
+ADD_UPS_MAX = 500
+"""Large parties whose figures are added up at once, of those that changes touched and of all others; the figures of
+the rest are as old as their records say."""
 YOUNG_MAX = timedelta(seconds=60)
 """What was recorded after the horizon is looked at with each comparison; while it is more, events go first."""
 
@@ -54,38 +64,24 @@ class Done:
 
 
 @dataclass(slots=True)
-class _Large:
-    id: int
-    members: list[UUID]
-    kind: str
-    built_to: str
-    built: bool
-    stale: bool
-    old: bool
-    """What is shown is as old as it may be."""
-    recount: bool
-    """It is time to count it anew."""
-    subjects: set[str] = field(default_factory=set)
+class _Work:
+    """What is to be looked at, as pairs of a large party and a subject."""
+
+    changed: set[Pair] = field(default_factory=set)
     """To be compared."""
-    rare: set[str] = field(default_factory=set)
+    moved: set[Pair] = field(default_factory=set)
     """To be put together anew, though nothing else is to be compared."""
-    sliced: bool = False
-    """The next of its subjects are among them."""
-    next_to: str | None = None
-    """Up to which subject it will be built with this step; None: to the last."""
+    rare: dict[str, set[Pair]] = field(default_factory=lambda: defaultdict(set))
+    """Only these parts of it, by name."""
+    customers: set[Pair] = field(default_factory=set)
+    """Of vendors; their answers are to be put together anew."""
 
 
 _POSITION = """
 select through, number, swept_to, swept_at, clock_timestamp() as now,
-       coalesce(swept_at < clock_timestamp() - make_interval(secs => $1), true) as sweep_due
+       coalesce(swept_at < clock_timestamp() - make_interval(secs => $1), true) as sweep_due,
+       exists (select from large_party) as any_large
 from totals_position for update"""
-
-_LARGE = """
-select id, members, kind, built_to, built_at is not null as built, stale,
-       coalesce(shown_at < clock_timestamp() - make_interval(secs => $2), true) as old,
-       built_at < clock_timestamp() - make_interval(secs => $1)
-       and not exists (select from large_party other where other.party = large.party and other.id > large.id) as recount
-from large_party large order by id"""
 
 _BEHIND = """
 select greatest(0, extract(epoch from clock_timestamp() - least($1, (
@@ -126,53 +122,50 @@ async def step(db: asyncpg.Connection, horizon: Horizon, sizes: Sizes, paces: Pa
 
 async def _step(db: asyncpg.Connection, horizon: Horizon, sizes: Sizes, paces: Paces) -> Done:
     at = await db.fetchrow(_POSITION, paces.sweep_s)
-    parties = {row["id"]: _Large(**dict(row)) for row in await db.fetch(_LARGE, paces.recount_s, paces.add_up_s)}
     since: datetime = at["through"]
     seen = await horizon.of_snapshot(db)
-    if seen is None and not parties:
+    if seen is None and not at["any_large"]:
         # Whoever is found large now would be caught up from `since` on, window by window, and that may be years ago.
         return Done(since, 0.0)
     until = max(since, seen or since)
-    latest = until
-    if parties:
-        until = since + await _window(db, since, until)
-        await _take_fresh(db, since, until, parties)
+    latest, work, slices = until, _Work(), list[_Slice]()
+    if at["any_large"]:
+        until = await _until(db, since, until)
+        await _take_fresh(db, since, until, work)
     young = at["now"] - until > YOUNG_MAX
     number, more = at["number"], until < latest
     if at["swept_at"] is None and at["swept_to"] is None:
         number = await touched.last_number(db)  # all parties are about to be looked at
-    elif not young or not parties:
+    elif not young or not at["any_large"]:
         found = await touched.changes(db, number, CHANGES_MAX)
         number, more = found.number, more or not found.all
-        await _take_changes(db, found, parties, sizes)
-        concerned, agents_of = await touched.renamed(db, CHANGES_MAX)
-        _take_agents(agents_of, parties)
-        for large, subject in concerned + await touched.due(db, SLICE_SUBJECTS):
-            if large in parties:
-                parties[large].subjects.add(subject)
-        await _take_slices(db, parties)
-    done = Done(until, 0.0)
-    for party in parties.values():
-        if party.recount:
-            await find.begin(db, party.members)
-        await _bring_on(db, party, until, done)
+        await _take_changes(db, found, work, sizes)
+        await find.recount(db, paces.recount_s)
+        slices = await _take_slices(db, work, paces)
+    done = Done(until, 0.0, compared=len(work.changed))
+    changed = await _bring_on(db, work, since, until)
+    for slice_ in slices:
+        done.healed += await _build_on(db, slice_)
+    await shown.settle(db, changed | {slice_.of.id for slice_ in slices})
     swept_to = await _sweep(db, at["swept_to"], at["sweep_due"], sizes)
     await db.execute(
         "update totals_position set through = $1, number = $2, swept_to = $3, "
         "swept_at = case when $4 then clock_timestamp() else swept_at end",
         until, number, swept_to, at["sweep_due"] and swept_to is None,
     )  # fmt: skip
-    for party in parties.values():
-        # After `through` is written: the figures are of that time.
-        if party.built and party.stale and (party.old or party.subjects):
-            await shown.settle(db, party.id)
-            await shown.add_up(db, party.id, party.kind, party.members)
+    # After `through` is written: the figures are of that time.
+    await shown.add_up(db, changed, paces.add_up_s, ADD_UPS_MAX)
+    building = await find.building(db, paces.recount_s, 1)
     done.behind_s = await db.fetchval(_BEHIND, until, number)
-    done.large, building = await db.fetchrow(
-        "select count(*), count(*) filter (where built_at is null) from large_party"
-    )
-    done.more = more or swept_to is not None or building > 0
+    done.large = await db.fetchval("select count(*) from large_party")
+    done.more = more or swept_to is not None or any(totals.hurried for totals in building)
     return done
+
+
+async def _until(db: asyncpg.Connection, since: datetime, until: datetime) -> datetime:
+    """Return up to when events are taken at once: later than by a window only if none was recorded in it."""
+    window = await _window(db, since, until)
+    return await fresh.crowded(db, since, since + window, RARE_MAX)
 
 
 async def _window(db: asyncpg.Connection, since: datetime, until: datetime) -> timedelta:
@@ -183,94 +176,95 @@ async def _window(db: asyncpg.Connection, since: datetime, until: datetime) -> t
     return window
 
 
-async def _take_fresh(db: asyncpg.Connection, since: datetime, until: datetime, parties: dict[int, _Large]) -> None:
+async def _take_fresh(db: asyncpg.Connection, since: datetime, until: datetime, work: _Work) -> None:
     await fresh.add(db, since, until)
     counted, names = await fresh.rare(db, since, until)
-    for large, subject in counted:
-        parties[large].rare.add(subject)
-    if names and any(party.kind in ("vendor", "partner") for party in parties.values()):
-        for large, subject in await touched.sold_to(db, names):
-            parties[large].rare.add(subject)
-        for large, subject in await touched.concerned(db, await touched.held_by(db, names)):
-            parties[large].rare.add(subject)
+    for large, subject, type_ in counted:
+        for part in parts.of_event(type_, subject):
+            work.rare[part].add((large, subject))
+    work.customers |= set(await touched.said_to(db, {name for name, type_ in names if type_ == RATING}))
+    visited = {name for name, type_ in names if type_ == CONTACT}
+    if visited:
+        work.rare["visit"] |= set(await touched.concerned(db, await touched.held_by(db, visited)))
 
 
-async def _take_changes(
-    db: asyncpg.Connection, found: touched.Changes, parties: dict[int, _Large], sizes: Sizes
-) -> None:
+async def _take_changes(db: asyncpg.Connection, found: touched.Changes, work: _Work, sizes: Sizes) -> None:
     await find.enlist(db, found.parties, sizes)
-    if not parties or not found.names:
-        return
-    names = await touched.all_names(db, found.names)
-    for large, subject in await touched.concerned(db, names):
-        if large in parties:  # else it was enlisted just now
-            parties[large].subjects.add(subject)
-    _take_agents(found.employers, parties)
     if found.linked:
-        for large, subject in await touched.sold_to(db, names):
-            parties[large].subjects |= {subject, *_parties(names)}  # whoever was linked may have been a customer
-        for large, subject in await touched.concerned(db, await touched.held_by(db, names)):
-            if large in parties:  # what is said by one counts as said by whoever had the device
-                parties[large].rare.add(subject)
-        await find.retire(db, sizes)
-        left = {row["id"] for row in await db.fetch("select id from large_party")}
-        for gone in parties.keys() - left:
-            del parties[gone]
+        await find.retire_of(db, found.linked, sizes)
+    names = await touched.all_names(db, found.names)
+    work.changed |= set(await touched.concerned(db, names))
+    if found.linked:
+        await _take_said(db, names, names, work)
+    renamed = await touched.renamed(db, CHANGES_MAX)
+    if renamed.names:
+        work.changed |= set(await touched.concerned(db, renamed.names))
+        work.changed |= set(await touched.contributing(db, renamed.names))
+        await _take_said(db, renamed.names, {*renamed.names, *renamed.parties}, work)
+    work.changed |= set(await touched.due(db, SLICE_SUBJECTS))
+    await find.agents(db, {*found.employers, *renamed.agents_of})
 
 
-def _take_agents(of: Collection[UUID], parties: dict[int, _Large]) -> None:
-    """Who visits for these is somebody else by now: all their visits are looked at again."""
-    for party in parties.values():
-        if party.kind == "partner" and not set(of).isdisjoint(party.members):
-            party.recount = party.built and not any(
-                other.members == party.members and not other.built for other in parties.values()
-            )
-            party.built_to = ""
+async def _take_said(db: asyncpg.Connection, names: Collection[str], of: Collection[str], work: _Work) -> None:
+    """What is said under these names counts as said by others now, and so by whoever had the devices of these."""
+    work.moved |= {*await touched.sold_to(db, of), *await touched.concerned(db, await touched.held_by(db, of))}
+    work.customers |= set(await touched.said_to(db, names))
 
 
-async def _take_slices(db: asyncpg.Connection, parties: dict[int, _Large]) -> None:
-    for party in parties.values():
-        if party.built:
-            continue
-        subjects = await find.next_slice(db, party.members, party.built_to, SLICE_SUBJECTS)
-        party.sliced = True
-        party.next_to = subjects[-1] if len(subjects) == SLICE_SUBJECTS else None
-        own = [f"party:{member}" for member in party.members] if not party.built_to else []
-        party.subjects |= await touched.all_names(db, subjects + own)
-        break  # one after the other
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """What is built of totals with this step."""
+
+    of: Building
+    to: str | None
+    """Up to which subject; None: to the last."""
 
 
-async def _bring_on(db: asyncpg.Connection, party: _Large, horizon: datetime, done: Done) -> None:
-    if party.subjects:
-        await compare.compare(db, party.id, party.members, sorted(party.subjects), horizon)
-        done.compared += len(party.subjects)
-    if subjects := party.subjects | party.rare:
-        customers = await parts.put_together(db, party.id, party.kind, party.members, subjects)
-        if party.kind == "vendor":
-            names = await touched.all_names(db, customers | set(_parties(subjects)))
-            names = set(_parties(names))
-            if names:
-                await parts.put_together_customers(db, party.id, party.members, names)
-        party.stale = True
-        await db.execute("update large_party set stale = true where id = $1 and not stale", party.id)
-    if party.sliced:
-        if party.next_to is None:
-            done.healed += await find.finish(db, party.id, party.members)
-            party.built = party.stale = True
-        else:
-            await db.execute("update large_party set built_to = $2 where id = $1", party.id, party.next_to)
+async def _take_slices(db: asyncpg.Connection, work: _Work, paces: Paces) -> list[_Slice]:
+    """Take the next of what is being built, one after the other."""
+    slices, left = list[_Slice](), SLICE_SUBJECTS
+    for totals in await find.building(db, paces.recount_s, SLICES_MAX):
+        subjects = await find.next_slice(db, totals.members, totals.built_to, left)
+        slices.append(_Slice(totals, subjects[-1] if len(subjects) == left else None))
+        own = [f"party:{member}" for member in totals.members] if not totals.built_to else []
+        work.changed |= {(totals.id, name) for name in await touched.all_names(db, subjects + own)}
+        left -= len(subjects)
+        if left <= 0:
+            break
+    return slices
 
 
-def _parties(names: Iterable[str]) -> list[str]:
-    return [name for name in names if name.startswith("party:")]
+async def _build_on(db: asyncpg.Connection, slice_: _Slice) -> int:
+    """Note what is built; return by how many events totals were wrong that it takes the place of."""
+    if slice_.to is None:
+        return await find.finish(db, slice_.of.id, slice_.of.members)
+    await find.built_to(db, slice_.of.id, slice_.to)
+    return 0
+
+
+async def _bring_on(db: asyncpg.Connection, work: _Work, since: datetime, horizon: datetime) -> set[int]:
+    """Do all that; return whose totals something changed that holds, and not only what happened."""
+    await compare.compare(db, work.changed, horizon)
+    anew = work.changed | work.moved
+    if anew:
+        said = await parts.reach(db, anew)
+        said |= {pair for pair in anew if pair[1].startswith("party:")}
+        work.customers |= await touched.customers_names(db, said)
+    await parts.put_together(db, {part: anew | work.rare[part] for part in parts.ALL})
+    if work.customers:
+        await parts.put_together_customers(db, work.customers)
+    changed = {large for large, _ in anew}
+    rare = {large for pairs in work.rare.values() for large, _ in pairs}
+    await shown.stale(db, changed | rare | {large for large, _ in work.customers}, since)
+    return changed
 
 
 async def _sweep(db: asyncpg.Connection, after: UUID | None, due: bool, sizes: Sizes) -> UUID | None:
     """Look for large parties, a slice at a time; return up to whom, None: not at it."""
     if after is None and not due:
         return None
-    swept_to, candidates = await find.sweep(db, after or find.FIRST, SWEEP_PARTIES, sizes)
+    after = after or find.FIRST
+    swept_to, candidates = await find.sweep(db, after, SWEEP_PARTIES, sizes)
     await find.enlist(db, candidates, sizes)
-    if swept_to is None:
-        await find.retire(db, sizes)
+    await find.retire_between(db, after, swept_to, sizes)
     return swept_to

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import asyncpg
 
-from drm_ingest.postgres.totals.compare import KIN, NAMED
+from drm_ingest.postgres.totals.compare import EACH, KIN, NAMED, Pair, columns
 
 LINK_CHANGES = ("linked", "unlinked")
 
@@ -23,8 +23,8 @@ class Changes:
     """Who gained or lost something."""
     employers: frozenset[UUID]
     """Who they say somebody works for: whose agents are others now."""
-    linked: bool
-    """There are links among them."""
+    linked: frozenset[UUID]
+    """Who was linked or taken apart."""
     all: bool
     """There are no more."""
 
@@ -49,7 +49,7 @@ async def changes(db: asyncpg.Connection, after: int, limit: int) -> Changes:
         frozenset(names),
         frozenset(row["party"] for row in rows),
         frozenset(row["party"] for row in rows if row["role"] == "works_for"),
-        any(row["change"] in LINK_CHANGES for row in rows),
+        frozenset(row["party"] for row in rows if row["change"] in LINK_CHANGES),
         len(rows) < limit,
     )
 
@@ -62,7 +62,14 @@ known as (select party from named where party is not null),
 {KIN}
 select 'party:' || same as name from kin
 union
-select 'party:' || namespace || ':' || ref from kin join party_ref on party_ref.party = kin.same"""
+select 'party:' || namespace || ':' || ref from kin cross join lateral (
+    select namespace, ref from party_ref where party_ref.party = kin.same offset 0  -- one by one, by index
+) as called"""
+# The same for each of large vendors.
+_NAMES_OF = f"""
+with {EACH}
+select large, name from each cross join lateral ({_NAMES.replace("$1::text[]", "each.subjects")}) as called
+where kind = 'vendor'"""
 
 _CONCERNED = f"""
 with recursive wanted (name) as (select distinct subject collate "C" from unnest($1::text[]) as subject),
@@ -97,7 +104,15 @@ async def all_names(db: asyncpg.Connection, subjects: Collection[str]) -> set[st
     return {*subjects, *(row["name"] for row in await db.fetch(_NAMES, parties))}
 
 
-async def concerned(db: asyncpg.Connection, names: Collection[str]) -> list[tuple[int, str]]:
+async def customers_names(db: asyncpg.Connection, pairs: Collection[Pair]) -> set[Pair]:
+    """Return the parties among these, with all that those of a vendor, and whoever is linked to them, are called."""
+    parties = [(large, subject) for large, subject in pairs if subject.startswith("party:")]
+    if not parties:
+        return set()
+    return {*parties, *((row["large"], row["name"]) for row in await db.fetch(_NAMES_OF, *columns(parties)))}
+
+
+async def concerned(db: asyncpg.Connection, names: Collection[str]) -> list[Pair]:
     """Return which large parties hold these subjects, or have counted them."""
     rows: Sequence[asyncpg.Record] = await db.fetch(_CONCERNED, list(names)) if names else []
     return [(row["large"], row["subject"]) for row in rows]
@@ -106,7 +121,7 @@ async def concerned(db: asyncpg.Connection, names: Collection[str]) -> list[tupl
 _DUE = "select large, subject from large_party_span where due_at <= now() order by due_at limit $1"
 
 
-async def due(db: asyncpg.Connection, limit: int) -> list[tuple[int, str]]:
+async def due(db: asyncpg.Connection, limit: int) -> list[Pair]:
     """Return where a relation has begun or ended by now, as was known beforehand."""
     return [(row["large"], row["subject"]) for row in await db.fetch(_DUE, limit)]
 
@@ -119,9 +134,29 @@ known as (select party from named where party is not null),
 select distinct large, subject from kin join large_party_reached as reached on reached.party = kin.same"""
 
 
-async def sold_to(db: asyncpg.Connection, names: Collection[str]) -> list[tuple[int, str]]:
+async def sold_to(db: asyncpg.Connection, names: Collection[str]) -> list[Pair]:
     """Return what the customers among these names, and those linked to them, had of a large vendor."""
     rows = await db.fetch(_SOLD_TO, list(names)) if names else []
+    return [(row["large"], row["subject"]) for row in rows]
+
+
+_SAID_TO = f"""
+with recursive wanted (name) as (select distinct subject collate "C" from unnest($1::text[]) as subject),
+{NAMED},
+known as (select name, party from named where party is not null),
+{KIN}
+select distinct large, name as subject
+from known join kin using (party) cross join lateral (
+    select large from large_party_reached where large_party_reached.party = kin.same offset 0
+) as reached
+union
+select large, subject from large_party_part where part = 'sold_answer' and subject = any ($1::text[])"""
+
+
+async def said_to(db: asyncpg.Connection, names: Collection[str]) -> list[Pair]:
+    """Return to which large vendors it counts what is said under these names of parties, or has counted."""
+    names = [name for name in names if name.startswith("party:")]
+    rows = await db.fetch(_SAID_TO, names) if names else []
     return [(row["large"], row["subject"]) for row in rows]
 
 
@@ -156,16 +191,29 @@ where subject = any (array(select 'party:' || id from unnest($1::uuid[]) as agen
   and upper_inf(recorded) and role || '' = 'works_for'"""
 
 
-async def renamed(db: asyncpg.Connection, limit: int) -> tuple[list[tuple[int, str]], set[UUID]]:
-    """Return what is concerned by names that mean another party by now, and whose agents; looked at with this."""
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """Names that mean another party by now, or none."""
+
+    names: Sequence[str]
+    parties: Sequence[str]
+    """Whose they are or were, by their ids: a name that is gone does not tell."""
+    agents_of: Collection[UUID]
+    """Who they visit for."""
+
+
+async def renamed(db: asyncpg.Connection, limit: int) -> Renamed:
+    """Return names that have come and gone; looked at with this."""
     rows = await db.fetch(_RENAMED, limit)
-    if not rows:
-        return [], set()
-    names, whose = sorted({row["subject"] for row in rows}), {row["party"] for row in rows}
-    either = [*names, *(f"party:{party}" for party in whose)]  # a name that is gone does not tell whose it was
-    found = set(await concerned(db, names))
-    found |= {(row["large"], row["subject"]) for row in await db.fetch(_CONTRIBUTE, names)}
-    for large, subject in await sold_to(db, either):
-        found |= {(large, subject), *((large, name) for name in names)}
-    found |= set(await concerned(db, await held_by(db, either)))
-    return sorted(found), {row["party"] for row in await db.fetch(_AGENTS_OF, list(whose))}
+    whose = {row["party"] for row in rows}
+    return Renamed(
+        sorted({row["subject"] for row in rows}),
+        [f"party:{party}" for party in whose],
+        {row["party"] for row in await db.fetch(_AGENTS_OF, list(whose))} if whose else (),
+    )
+
+
+async def contributing(db: asyncpg.Connection, names: Collection[str]) -> list[Pair]:
+    """Return to what these subjects contribute."""
+    rows = await db.fetch(_CONTRIBUTE, list(names)) if names else []
+    return [(row["large"], row["subject"]) for row in rows]
