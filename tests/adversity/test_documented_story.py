@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import httpx
 import pytest
 from tests.adversity import story
 from tests.adversity.running import Running
-from tests.integration.edge import NO_TLS
+from tests.integration.edge import NO_TLS, an_event
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, TOLD = DOCS / "relations.md", DOCS / "pictures/household.json"
@@ -19,21 +21,44 @@ SUBJECTS = {"thermo-501": "thermo-501", "thermo-733": "thermo-733", "crm:4711": 
 
 @pytest.mark.timeout(400)
 def test_one_households_story_runs_as_it_stands_and_answers_what_it_says(path: Running, tmp_path: Path) -> None:
-    (tmp_path / ".drm").symlink_to(path.ready_file.parent / "data")
-    (tmp_path / ".venv").symlink_to(sys.prefix)
-    (tmp_path / "docs").symlink_to(DOCS)
     page = PAGE.read_text()
-    answers = story.run(page, tmp_path, timeout_s=300)
+    answers = story.run(page, beside(path, tmp_path), timeout_s=300)
     made = json.dumps(told_by(path), indent=1, ensure_ascii=False) + "\n"
     if os.environ.get("WRITE_STORY"):
         PAGE.write_text(story.rewritten(page, answers))
         TOLD.write_text(made)
-    blocks = story.told(PAGE.read_text())
+    answers_as(PAGE.read_text(), answers)
+    assert made == TOLD.read_text(), "what the pictures show is something else: make story docs"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_the_story_is_the_same_where_all_of_it_is_longer_ago_than_events_are_kept(
+    start_up: Callable[..., Running], tmp_path: Path
+) -> None:
+    page = PAGE.read_text().replace("2026-", "2016-")
+    path = start_up(DRM_KEEPER_INTERVAL_S="0.5")
+    now = datetime.now(UTC)  # retention goes by newer events too
+    recent = [an_event(time=(now - timedelta(days=days)).isoformat()) for days in (0, 40)]
+    headers = {"Authorization": f"Bearer {path.where['sender_key']}"}
+    httpx.post(f"{path.where['edge_url']}/v1/events", json=recent, headers=headers, verify=NO_TLS).raise_for_status()
+    answers_as(page, story.run(page, beside(path, tmp_path), timeout_s=300))
+
+
+def beside(path: Running, folder: Path) -> Path:
+    """Make a folder in which commands find what they find in the repository after `make up`."""
+    (folder / ".drm").symlink_to(path.ready_file.parent / "data")
+    (folder / ".venv").symlink_to(sys.prefix)
+    (folder / "docs").symlink_to(DOCS)
+    return folder
+
+
+def answers_as(page: str, answers: list[str]) -> None:
+    blocks = story.told(page)
     assert len(blocks) == len(answers) >= 15
     said = [block.answer or "" for block in blocks]
     for block, expected, answered in zip(blocks, story.lasting(said), story.lasting(answers), strict=True):
         assert answered == expected, f"{block.commands}answers this"
-    assert made == TOLD.read_text(), "what the pictures show is something else: make story docs"
 
 
 def told_by(path: Running) -> dict[str, Any]:
