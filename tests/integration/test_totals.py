@@ -670,6 +670,18 @@ async def test_figures_are_added_up_of_some_large_parties_at_a_time_and_say_how_
     assert all([(await get(admin, f"/v1/parties/{vendor}"))["satisfaction"] for vendor in vendors])
 
 
+async def test_figures_that_wait_to_be_added_up_are_told_as_lag(
+    admin: httpx.AsyncClient, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await vendors_of_3(admin, 2)
+    await keeper.catch_up()
+    assert (await keeper.step()).behind_s < 1800
+    bound(monkeypatch, "ADD_UPS_MAX", 1)
+    await keeper.db.execute("update large_party set stale = true, shown_at = shown_at - interval '1 hour'")
+    assert (await keeper.step()).behind_s > 1800
+    assert (await keeper.step()).behind_s < 1800
+
+
 async def test_what_a_change_touched_is_added_up_at_once_and_nobody_waits_for_ever(
     admin: httpx.AsyncClient, attach: Attach, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,10 @@
 
     fresh events ─▶ changes, what is due, the next slice of what is built ─▶ compare ─▶ rare parts ─▶ through ─▶ add up
 
-It is one snapshot. Afterwards the totals have in them exactly the events of their spans that were recorded before
-`through`, and the changes up to `number`; who dies in between has done nothing.
+It is one snapshot, which makes it simple to think about; nothing would be lost without it: whatever a statement saw
+that came later has a time not before `through` or a number above `number`, and is looked at again. Afterwards the
+totals have in them exactly the events of their spans that were recorded before `through`, and the changes up to
+`number`; who dies in between has done nothing.
 """
 
 from collections import defaultdict
@@ -53,7 +55,7 @@ class Done:
 
     through: datetime
     behind_s: float
-    """How old `through` is, or the oldest change that is not in the totals, in seconds."""
+    """How old `through` is, or the oldest change that is not in the totals, or the oldest figures, in seconds."""
     more: bool = False
     """There is more to do at once."""
     large: int = 0
@@ -84,9 +86,12 @@ select through, number, swept_to, swept_at, clock_timestamp() as now,
 from totals_position for update"""
 
 _BEHIND = """
-select greatest(0, extract(epoch from clock_timestamp() - least($1, (
-    select min(recorded_at) from relationship_change where number = (
-        select min(number) from relationship_change where number > $2))))::float8)"""
+select greatest(0, extract(epoch from clock_timestamp() - least(
+    $1,
+    (select min(recorded_at) from relationship_change where number = (
+        select min(number) from relationship_change where number > $2)),
+    (select min(shown_at) from large_party where stale and shown is not null and built_at is not null)
+))::float8)"""
 
 
 _CHANGED = """
