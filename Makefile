@@ -63,7 +63,7 @@ docs: install    ## write the tables that the code knows into docs/, and draw it
 
 story: install   ## write what the commands of docs/relations.md answer below them, and draw its pictures
 	@$(BIN)/python -m drm_ingest.up.fetch
-	WRITE_STORY=1 $(BIN)/pytest -q tests/adversity/test_documented_story.py
+	WRITE_STORY=1 $(BIN)/pytest -q -m "not slow" tests/adversity/test_documented_story.py
 	$(BIN)/python -m docs.draw
 
 format: install  ## put the code in order
