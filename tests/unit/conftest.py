@@ -1,5 +1,6 @@
 """What every test in memory may rely on."""
 
+import gc
 import os
 
 import hypothesis
@@ -8,6 +9,12 @@ import pytest
 # A few of many: `make test` looks at more, and TEST_EXAMPLES at as many as it says. A machine may be busy.
 hypothesis.settings.register_profile("unit", max_examples=int(os.environ.get("TEST_EXAMPLES", "25")), deadline=None)
 hypothesis.settings.load_profile("unit")
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over what imports and collection made: a sixth of the time of these tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
