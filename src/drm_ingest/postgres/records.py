@@ -6,7 +6,7 @@ here they are asked one after the other, in one snapshot. That of a large party,
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -82,6 +82,8 @@ async def of_party(db: asyncpg.Connection, party: UUID, view: View, shown: Shown
         devices = [row["subject"] for row in listed["devices"]]
         happened = await _happened_by_totals(record, large, devices, shown.days) if large is not None else None
         latest, days = happened or await _happened(record, devices, shown.days)
+        if happened and record.large is None:
+            record = replace(record, ranges=large)
         return PartyRecord(
             **listed,
             parties=members,

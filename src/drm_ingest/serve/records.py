@@ -42,8 +42,9 @@ LISTED = 25
 """Of devices and of relations, unless more are asked for: each device costs its latest state of every type."""
 _LESS = {
     True: "ask again in a while: if it is large, it is being counted beforehand.",
-    False: "that of a large party is counted beforehand only as it is now. Ask without as_of and known_at, or with "
-    "them for its devices (/v1/devices/…) and relations (/v1/relationships) one by one, or for its timeline.",
+    False: "that of a large party is counted beforehand as it is now, and else at most in part. "
+    "Ask without as_of and known_at, or with them for its devices (/v1/devices/…) and relations (/v1/relationships) "
+    "one by one, or for its timeline.",
 }
 """What to do; by whether it was asked for as it is now."""
 

@@ -23,7 +23,9 @@ class Reading:
     of: tuple[Sequence[UUID], datetime | None, datetime | None]
     """$1 to $3 of every statement (known.py)."""
     large: int | None
-    """Its totals; None: it is read live."""
+    """Its totals, which say how it is now; None: it is read as of another time, or has none."""
+    ranges: int | None = None
+    """The totals whose ranges serve as of another time."""
 
     async def live(self, statement: str, *values: object) -> Rows:
         """Return the rows of a statement."""
@@ -32,7 +34,9 @@ class Reading:
 
     async def figure(self, name: str, statement: str, *values: object) -> Rows:
         """Return the rows that were counted under a name, or else those of a statement."""
-        if self.large is None:
-            return await self.live(statement, *values)
-        rows: Rows = await self.db.fetch(whole.FIGURES[name], self.large)
-        return rows
+        if self.large is not None:
+            rows: Rows = await self.db.fetch(whole.FIGURES[name], self.large)
+            return rows
+        if self.ranges is not None and name in whole.THEN:
+            return await self.live(whole.THEN[name], *values, self.ranges)
+        return await self.live(statement, *values)

@@ -9,13 +9,17 @@ from drm_ingest.postgres.record.known import AT, CALLED, RELATION, STARTED, UNTI
 from drm_ingest.postgres.record.rare import FAULTS_BY_CODE, OPEN_FAULTS, RATINGS, lens
 
 
-def reached(subjects: str = "") -> str:
-    """Return the steps `sold` and `reached`; a customer who bought without a device is a subject by its id."""
+def _sold(subjects: str = "") -> str:
     return f"""
 sold as materialized (
     select subject, valid * {UNTIL} as valid from {RELATION} as relation
     where party = any ($1::uuid[]) and role = 'sold_by' and {STARTED} {only(subjects)}
-),
+)"""
+
+
+def reached(subjects: str = "") -> str:
+    """Return the steps `sold` and `reached`; a customer who bought without a device is a subject by its id."""
+    return f"""{_sold(subjects)},
 reached (party, subject, valid) as materialized (
     select owner.party, sold.subject, owner.valid * sold.valid
     from sold cross join lateral (
@@ -29,18 +33,20 @@ reached (party, subject, valid) as materialized (
 )"""
 
 
-REACHED = f"""{reached()},
-{kin("reached")}"""
+def counted(large: str) -> str:
+    """Return the same steps, with `reached` as it is in the totals of a large party, whose number is in a parameter."""
+    return f"""{_sold()},
+reached (party, subject, valid) as materialized (
+    select party, case when not starts_with(subject, 'party:') then subject end, valid * {UNTIL}
+    from large_party_reached where large = {large} and {STARTED}
+)"""
 
-_SAID_OR_DONE = f"""
-said_or_done (subject, valid) as (
-    select subject, valid from reached where subject is not null
-    union all
-    select called.subject, reached.valid from reached join called using (party)
-), {lens("''", "said_or_done", AT)}"""
 
-SALES = f"""
-with recursive {REACHED},
+def sales(reached: str) -> str:
+    """Return how many devices and customers there are, after these steps."""
+    return f"""
+with recursive {reached},
+{kin("reached")},
 person as (select party, (array_agg(same order by same))[1] as id from kin group by party)
 select (select count(distinct subject) from sold) as devices_sold,
        (select count(distinct subject) from sold where valid @> {AT}) as devices_now,
@@ -48,11 +54,29 @@ select (select count(distinct subject) from sold) as devices_sold,
        count(distinct person.id) filter (where valid @> {AT}) as customers_now
 from reached join person using (party)"""
 
-SATISFACTION = f"with recursive {REACHED}, {CALLED}, {_SAID_OR_DONE}, {RATINGS}"
+
+def satisfaction(reached: str) -> str:
+    """Return what they answered, after these steps."""
+    return f"""
+with recursive {reached},
+{kin("reached")}, {CALLED},
+said_or_done (subject, valid) as (
+    select subject, valid from reached where subject is not null
+    union all
+    select called.subject, reached.valid from reached join called using (party)
+), {lens("''", "said_or_done", AT)}, {RATINGS}"""
+
 
 OPEN = f"""
 owned as (select subject, valid from reached where subject is not null),
 {lens("''", "owned", AT)}, {OPEN_FAULTS}"""
-FAULTS = f"""
-with {reached()}, {OPEN}
+
+
+def faults(reached: str) -> str:
+    """Return the faults open on these devices by code, at most $4, after these steps."""
+    return f"""
+with {reached}, {OPEN}
 {FAULTS_BY_CODE}"""
+
+
+SALES, SATISFACTION, FAULTS = sales(reached()), satisfaction(reached()), faults(reached())

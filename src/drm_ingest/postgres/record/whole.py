@@ -3,7 +3,9 @@
 Pages of devices and relations are read live, along indexes in their orders. Everything else was counted.
 """
 
+from drm_ingest.postgres.record import sold
 from drm_ingest.postgres.record.known import RELATION, STARTED, UNTIL, holds
+from drm_ingest.postgres.record.rare import RATINGS
 from drm_ingest.postgres.record.tally import TALLY, TOLD
 
 # $1 the first of the group.
@@ -167,3 +169,18 @@ FIGURES = {
     }.items()
 }
 """The rows of totals/shown.py."""
+
+# As of another time nothing is added up, but the ranges that were counted serve: what was true by then is the same now.
+# After $1 to $3 and the statement's own parameters comes the large party.
+THEN = {
+    "satisfaction": f"""
+with lens (of, subject, starts, ends, current) as (
+    select '', subject, lower(during), upper(during), true
+    from large_party_span cross join lateral unnest(valid * tstzmultirange({UNTIL})) as during
+    where large = $4 and coalesce(cardinality($1::uuid[]) > 0, $3::timestamptz is null)
+), {RATINGS}""",
+    "sales": sold.sales(sold.counted("$4")),
+    "sold_satisfaction": sold.satisfaction(sold.counted("$4")),
+    "sold_faults": sold.faults(sold.counted("$5")),
+}
+"""By the names of `FIGURES`, the same rows as of $2."""
