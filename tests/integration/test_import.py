@@ -85,10 +85,11 @@ def kill_once(begun: Callable[[], bool], command: Sequence[str], environment: Ma
     """Run a command and kill it as soon as it has begun."""
     quiet = subprocess.DEVNULL
     with subprocess.Popen(command, env=dict(environment), stdout=quiet, stderr=quiet) as killed:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not begun() and killed.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         killed.send_signal(signal.SIGKILL)
+    assert begun()
     assert killed.returncode == -signal.SIGKILL
 
 
