@@ -53,7 +53,7 @@ record on from there. `enrich/ingress.py` reads it, it is placed in time, `enric
 `attach/worker.py` reads the families: `attach/follow.py` sees that no offset is missing, `attach/decode.py` makes rows
 of the records, and a batch becomes durable in Postgres with the position it has reached, in one transaction;
 `attach/bury.py` writes its dead letters before that commits. Who signed in is linked by `attach/link.py` after the
-commit: `attach/ranges.py` derives from all identity events of a device who held which role when. What changed in
+commit: `attach/ranges.py` derives from identity events of a device who held which role when. What changed in
 records is published by `attach/relay.py`, in order, and `attach/total.py` counts what parties with very many devices
 have on theirs. `attach/accounts.py` counts what became of each event, and `attach/keep.py` waits for Postgres and keeps
 its partitions.
@@ -66,10 +66,11 @@ came from, and `letters/replay.py` writes it and sees what becomes of it.
 is none), in tables that `migrate.py` brings. `store/events.py` is that transaction: `store/positions.py` moves the
 position, by its owner alone; `store/rows.py` packs identities and events for COPY; `store/days.py` adds them to the day
 counts of their subject; `store/refusals.py` finds the rows that Postgres refuses, and `store/dead.py` notes what cannot
-be stored; `relations/identities.py` keeps what identity events say, `relations/derive.py` makes relations equal to
-it, and `relations/recheck.py` sees to references that change meanwhile. `store/partitions.py` makes months and drops
-them. Beside the path, `credentials.py` holds the keys for the edge, `spent.py` carries what the edges tell each other,
-and `directory.py` answers enrich who a device is and whose.
+be stored; `relations/identities.py` keeps what identity events say, `relations/evidence.py` reads what relations follow
+from, as far as it is not settled, `relations/derive.py` makes them equal to it, and `relations/recheck.py` sees to
+references that change meanwhile. `store/partitions.py` makes months and drops them. Beside the path, `credentials.py`
+holds the keys for the edge, `spent.py` carries what the edges tell each other, and `directory.py` answers enrich who a
+device is and whose.
 `registry/senders.py` has who may send, `registry/devices.py` which devices there are, `registry/parties.py` the parties
 and what they are called, `registry/attributes.py` what is said of them, `relations/links.py` which of them are the same
 (`relations/link.py` links and unlinks them), `relations/relationships.py` who held which role when, as we know it now

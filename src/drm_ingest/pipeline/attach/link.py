@@ -8,21 +8,23 @@ in between, what is due stays due in Postgres.
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from time import monotonic
+from uuid import UUID
 
 import asyncpg
 import structlog
 
 from drm_ingest.metrics import Metrics
-from drm_ingest.pipeline.attach.ranges import Said, Span, ranges
+from drm_ingest.pipeline.attach.ranges import EARLIEST, Said, Span, ranges
 from drm_ingest.postgres.pool import PASSING, Pool
 from drm_ingest.postgres.registry import parties
-from drm_ingest.postgres.relations import identities
+from drm_ingest.postgres.relations import evidence, identities
 from drm_ingest.postgres.relations.changes import lock
 from drm_ingest.postgres.relations.derive import Wanted, make_equal
-from drm_ingest.postgres.relations.identities import Known, Settled
+from drm_ingest.postgres.relations.evidence import Known
+from drm_ingest.postgres.relations.identities import Settled
 from drm_ingest.postgres.relations.recheck import Recheck
 from drm_ingest.settings import Settings
 
@@ -120,12 +122,17 @@ class Linker:
 
     async def _derive(self, db: asyncpg.Connection, subject: str) -> int:
         _, recorded_at = await lock(db, subject)
-        known = await identities.known(db, subject)
+        settled = await evidence.settled(db, subject, claims=self._claim != timedelta(0))
+        known = await evidence.known(db, subject, settled)
+        spans = derived(known, self._claim)
+        if spans is None:
+            known = await evidence.known(db, subject, None)
+            spans = derived(known, self._claim) or []
         if not (due := known.due):
             return 0  # another worker was quicker
-        kinds = {event["party"]: event["party_kind"] for event in known.events}
-        spans = derived(known, self._claim)
-        exclusive = {event["role"]: event["exclusive"] for event in known.events if event["exclusive"] is not None}
+        told = [*known.open, *known.events]
+        kinds = {each["party"]: each["party_kind"] for each in told}
+        exclusive = {each["role"]: each["exclusive"] for each in told if each["exclusive"] is not None}
         wanted = [
             Wanted(span.role, exclusive[span.role], span.party, kinds[span.party], span.starts, span.ends, *_by(span))
             for span in spans
@@ -143,8 +150,20 @@ class Linker:
         return changed
 
 
-def derived(known: Known, claim: timedelta | None) -> list[Span]:
-    """Return who holds which role on a subject when, as all of its identity events say together."""
+def derived(known: Known, claim: timedelta | None) -> list[Span] | None:
+    """Return who holds which role on a subject when, as identity events say: all that reaches beyond what is settled.
+
+    None: it takes more to tell. With a claim, nothing may be settled before the first sign-in.
+    """
+    rows = [row for row in known.open if row["derived"]]
+    stated = list(_spans([row for row in known.open if not row["derived"]], "valid_from", "valid_to"))
+    begun: list[Span] = []
+    if known.settled:
+        until = known.settled.until
+        if any(span.first < until for span in stated):
+            return None  # behind it may be who is signed in
+        begun = [_begun(row) for row in rows if row["valid_from"] is None or row["valid_from"] < until]
+        claim = timedelta(0)
     said = [
         Said(
             event["occurred_at"], event["linked"], event["party"], event["role"], bool(event["exclusive"]),
@@ -153,17 +172,44 @@ def derived(known: Known, claim: timedelta | None) -> list[Span]:
         for event in known.events
         if _refusal(event) is None
     ]  # fmt: skip
-    return ranges(
+    found = ranges(
         said,
-        windows=list(_spans(known.words, "starts", "ends")),
-        stated=list(_spans([row for row in known.open if not row["derived"]], "valid_from", "valid_to")),
-        exclusive={event["role"] for event in known.events if event["exclusive"]},
+        windows=list(_windows(known)),
+        stated=stated,
+        exclusive={each["role"] for each in (*known.open, *known.events) if each["exclusive"]},
         claim=claim,
+        begun=begun,
     )
+    # Where somebody goes on who was said to have left, who said last that they had come is not known.
+    left = {(span.role, span.party, span.starts): span.ends for span in begun if span.ends}
+    for span in found:
+        if span.ended_by is None and left.get((span.role, span.party, span.starts), span.ends) != span.ends:
+            return None
+    return found
+
+
+def _begun(row: asyncpg.Record) -> Span:
+    began = Said(
+        row["valid_from"] or EARLIEST,
+        True,
+        row["party"],
+        row["role"],
+        sender=row["asserted_by"] or "",
+        method=row["reason"],
+    )
+    return Span(row["role"], row["party"], row["valid_from"], row["valid_to"], began)
 
 
 def _spans(rows: Iterable[asyncpg.Record], starts: str, ends: str) -> Iterable[Span]:
     return (Span(row["role"], row["party"], row[starts], row[ends]) for row in rows)
+
+
+def _windows(known: Known) -> Iterator[Span]:
+    """Yield what people have said of each; of everybody: of each who is told of at all."""
+    everybody: set[UUID] = {each["party"] for each in (*known.events, *known.open) if each["party"] is not None}
+    for word in known.words:
+        for party in everybody.difference(word["but"]) if word["party"] is None else (word["party"],):
+            yield Span(word["role"], party, word["starts"], word["ends"])
 
 
 def _by(span: Span) -> tuple[str, str | None]:

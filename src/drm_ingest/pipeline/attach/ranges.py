@@ -7,6 +7,7 @@ What people say counts more. Where somebody changed what was derived, it is as t
 of that window. And around relations that people stated themselves, what is derived is cut.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ USER = "user"
 WITH_A_CLAIM = (USER, "owner")
 """Roles whose holders an unknown user of a device may have been."""
 
-_EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 Bound = datetime | None
 
 
@@ -54,11 +55,11 @@ class Span:
 
     @property
     def first(self) -> datetime:
-        return self.starts or _EARLIEST
+        return self.starts or EARLIEST
 
     @property
     def last(self) -> datetime:
-        return self.ends or _LATEST
+        return self.ends or LATEST
 
 
 def ranges(
@@ -68,6 +69,7 @@ def ranges(
     stated: Sequence[Span] = (),
     exclusive: Iterable[str] = (),
     claim: timedelta | None = timedelta(0),
+    begun: Iterable[Span] = (),
 ) -> list[Span]:
     """Return who holds which role when: disjoint for each party and role, and of exclusive roles for all parties.
 
@@ -77,48 +79,45 @@ def ranges(
         stated: relations that people stated.
         exclusive: roles that exclude others in time.
         claim: how long before the first sign-in ever what nobody did becomes that user's; None: without limit.
+        begun: stretches that are open when the first of the events happens; none had ended, whatever their `ends`.
     """
     known = sorted(events, key=lambda said: said.order)
-    found = _claimed(known, list(_walk(known, windows)), windows, stated, claim)
+    found = _claimed(known, list(_walk(known, windows, begun)), windows, stated, claim)
     alone = frozenset(exclusive)
     cut = [piece for span in found for piece in _around(span, _rivals(span, stated, alone))]
     return sorted(cut, key=lambda span: (span.role, span.first, span.party))
 
 
-def _walk(events: Sequence[Said], windows: Sequence[Span]) -> Iterator[Span]:
+def _walk(events: Sequence[Said], windows: Sequence[Span], begun: Iterable[Span]) -> Iterator[Span]:
     """Yield the stretches; at the start of a window of its party and role one ends, whatever events say."""
-    open_: dict[tuple[str, UUID], Said] = {}
+    open_ = {(span.role, span.party): replace(span, ends=None, ended_by=None) for span in begun}
 
     def end(key: tuple[str, UUID], at: datetime, by: Said | None) -> Iterator[Span]:
-        began = open_.pop(key, None)
-        if began is not None and began.at < at:
-            yield Span(*key, began.at, at, began, by)
+        span = open_.pop(key, None)
+        if span is not None and span.first < at:
+            yield replace(span, ends=at, ended_by=by)
 
-    closing = sorted(windows, key=lambda window: window.first)
+    closing = deque(sorted(windows, key=lambda window: window.first))
+    by_whom: dict[tuple[str, UUID], list[Span]] = {}
+    for window in windows:
+        by_whom.setdefault((window.role, window.party), []).append(window)
     for said in events:
         while closing and closing[0].first <= said.at:
-            window = closing.pop(0)
+            window = closing.popleft()
             yield from end((window.role, window.party), window.first, None)
         ended = [key for key in open_ if key[0] == said.role and key[1] != said.party and said.exclusive]
         if not said.linked:
             ended = [key for key in open_ if key[0] == said.role and said.party in (None, key[1])]
-        if said.party is not None and _within(said, windows):
+        spoken = by_whom.get((said.role, said.party), ()) if said.party is not None else ()
+        if any(window.first <= said.at < window.last for window in spoken):
             continue
         for key in ended:
             yield from end(key, said.at, said)
         if said.linked and said.party is not None:
-            open_.setdefault((said.role, said.party), said)
+            open_.setdefault((said.role, said.party), Span(said.role, said.party, said.at, None, said))
     for window in closing:
         yield from end((window.role, window.party), window.first, None)
-    for (role, party), began in open_.items():
-        yield Span(role, party, began.at, None, began)
-
-
-def _within(said: Said, windows: Iterable[Span]) -> bool:
-    return any(
-        (window.role, window.party) == (said.role, said.party) and window.first <= said.at < window.last
-        for window in windows
-    )
+    yield from open_.values()
 
 
 def _claimed(
@@ -132,17 +131,17 @@ def _claimed(
         if span.began_by is first:
             others = [other for other in (*spans, *stated) if other.role in WITH_A_CLAIM and other.party != span.party]
             own = [window for window in windows if (window.role, window.party) == (span.role, span.party)]
-            floor = _EARLIEST if claim is None else max(_EARLIEST, _before(first.at, claim))
+            floor = EARLIEST if claim is None else max(EARLIEST, _before(first.at, claim))
             for other in (*others, *own):
                 if other.first < first.at:
                     floor = max(floor, min(other.last, first.at))
-            starts = None if floor == _EARLIEST else floor
+            starts = None if floor == EARLIEST else floor
             return [*spans[:number], replace(span, starts=starts), *spans[number + 1 :]]
     return spans
 
 
 def _before(at: datetime, claim: timedelta) -> datetime:
-    return at - claim if at - _EARLIEST > claim else _EARLIEST
+    return at - claim if at - EARLIEST > claim else EARLIEST
 
 
 def _rivals(span: Span, stated: Iterable[Span], exclusive: frozenset[str]) -> list[Span]:

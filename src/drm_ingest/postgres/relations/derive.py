@@ -74,6 +74,7 @@ async def make_equal(
     changed = changes([row for row in open_ if row["derived"]], wanted)
     if not changed:
         return 0
+    held = await _held(db, subject, changed)
     # First all that goes, then all that comes: in between nothing excludes anything.
     for change in changed:
         if change.was is not None:
@@ -83,7 +84,7 @@ async def make_equal(
             )  # fmt: skip
     for change in changed:
         change.id = await _insert(db, subject, change, recorded_at)
-    counted = await _count(db, subject, open_, changed)
+    counted = await _count(db, subject, held, changed)
     for change, moved in zip(changed, counted, strict=True):
         await _write(db, subject, change, moved, recorded_at, cause)
     return len(changed)
@@ -134,16 +135,36 @@ async def _insert(db: asyncpg.Connection, subject: str, change: Change, recorded
     )  # fmt: skip
 
 
+_HELD = """
+select party, id, lower(valid) as valid_from, upper(valid) as valid_to from relationship
+where subject = $1 and party = any ($2::uuid[]) and upper_inf(recorded)
+    and (lower_inf(valid) or lower(valid) <= $4) and (upper_inf(valid) or upper(valid) >= $3)
+"""
+
+_ByGroup = dict[frozenset[UUID], dict[UUID | None, _Held]]
+"""What those who are linked, and so share a record, hold on a subject: relation → when."""
+
+
+async def _held(db: asyncpg.Connection, subject: str, changes: Sequence[Change]) -> _ByGroup:
+    """Return what is there that touches the time in which anything changes."""
+    groups = {frozenset(await group(db, party)) for party in {change.party for change in changes}}
+    bounds = [_bounds(change) for change in changes]
+    rows = await db.fetch(
+        _HELD, subject, [party for same in groups for party in same],
+        min(first for first, _ in bounds), max(last for _, last in bounds),
+    )  # fmt: skip
+    held: _ByGroup = {same: {} for same in groups}
+    shared = {party: same for same in groups for party in same}
+    for row in rows:
+        held[shared[row["party"]]][row["id"]] = row["valid_from"], row["valid_to"]
+    return held
+
+
 async def _count(
-    db: asyncpg.Connection, subject: str, open_: Sequence[asyncpg.Record], changes: Sequence[Change]
+    db: asyncpg.Connection, subject: str, held: _ByGroup, changes: Sequence[Change]
 ) -> list[list[moves.Move]]:
-    """Return what each change moved, one after the other; those linked with a party share its record."""
-    groups = {party: frozenset(await group(db, party)) for party in {change.party for change in changes}}
-    held: dict[frozenset[UUID], dict[UUID | None, _Held]] = {same: {} for same in groups.values()}
-    shared = {party: same for same in held for party in same}
-    for row in open_:
-        if row["party"] in shared:
-            held[shared[row["party"]]][row["id"]] = row["valid_from"], row["valid_to"]
+    """Return what each change moved, one after the other."""
+    groups = {party: same for same in held for party in same}
     counted = []
     for change in changes:
         same = groups[change.party]
@@ -160,15 +181,18 @@ async def _count(
 
 def near(held: Iterable[_Held], change: Change) -> list[_Held]:
     """Return what touches the stretch from where a change begins to where it ends: beside that nothing moves."""
-    bounds = [(change.was["valid_from"], change.was["valid_to"])] if change.was else []
-    if change.wanted:
-        bounds.append((change.wanted.starts, change.wanted.ends))
-    first = min(starts or _EARLIEST for starts, _ in bounds)
-    last = max(ends or _LATEST for _, ends in bounds)
+    first, last = _bounds(change)
     return [
         (starts, ends) for starts, ends in held
         if (starts is None or starts <= last) and (ends is None or first <= ends)
     ]  # fmt: skip
+
+
+def _bounds(change: Change) -> tuple[datetime, datetime]:
+    bounds = [(change.was["valid_from"], change.was["valid_to"])] if change.was else []
+    if change.wanted:
+        bounds.append((change.wanted.starts, change.wanted.ends))
+    return min(starts or _EARLIEST for starts, _ in bounds), max(ends or _LATEST for _, ends in bounds)
 
 
 async def _union(db: asyncpg.Connection, held: Sequence[_Held]) -> moves.Ranges:
