@@ -124,6 +124,7 @@ async def _by_subject(
         found = rows[0]["found"] if rows else 0
         if found >= wanted.limit:
             return rows
-        window *= max(4.0, 2 * wanted.limit / max(1, found))  # twice of what a page takes at this rate
+        # Twice of what a page takes at this rate; after an hour without anything, a day: it may have been an outage.
+        window *= min(24.0, max(4.0, 2 * wanted.limit / max(1, found)))
     rows = await db.fetch(statement, *view, wanted.since, *values)
     return rows
