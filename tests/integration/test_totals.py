@@ -580,6 +580,23 @@ async def test_a_party_that_is_not_large_any_more_is_read_live(admin: httpx.Asyn
     assert await keeper.db.fetchval("select count(*) from large_party_span") == 0
 
 
+async def test_parties_that_are_large_together_alone_are_read_live_once_they_are_taken_apart(
+    admin: httpx.AsyncClient, keeper: Keeper
+) -> None:
+    one, other = await party(admin, "Volt", "vendor"), await party(admin, "Ampere", "vendor")
+    for number in range(4):
+        await holds(admin, one if number % 2 else other, "sold_by", f"meter-{number}", NOON)
+    await admin.post(f"/v1/parties/{one}/links", json={"party": other, "reason": "same"})
+    await keeper.catch_up()
+    assert (await get(admin, f"/v1/parties/{one}"))["freshness"]["totals_through"] is not None
+    await admin.request("DELETE", f"/v1/parties/{one}/links/{other}", json={"reason": "not the same"})
+    await keeper.catch_up()
+    assert await keeper.db.fetchval("select count(*) from large_party") == 0
+    for vendor in (one, other):
+        record = await get(admin, f"/v1/parties/{vendor}")
+        assert (record["freshness"]["totals_through"], record["devices_now"]) == (None, 2)
+
+
 async def test_counting_anew_mends_what_is_wrong_and_tells_how_much(
     admin: httpx.AsyncClient, attach: Attach, keeper: Keeper
 ) -> None:
