@@ -936,7 +936,7 @@ CREATE INDEX identity_event_ref ON public.identity_event USING btree (namespace,
 
 CREATE INDEX identity_event_settled ON public.identity_event USING btree (settled_in) WHERE (settled_in IS NOT NULL);
 
-CREATE INDEX identity_event_subject ON public.identity_event USING btree (subject);
+CREATE INDEX identity_event_subject_time ON public.identity_event USING btree (subject, occurred_at);
 
 CREATE UNIQUE INDEX large_party_built ON public.large_party USING btree (party) WHERE (built_at IS NOT NULL);
 
@@ -968,7 +968,7 @@ CREATE INDEX party_ref_party ON public.party_ref USING btree (party);
 
 CREATE INDEX relationship_change_relationship ON public.relationship_change USING btree (relationship, version);
 
-CREATE INDEX relationship_derived_before ON public.relationship USING btree (subject) WHERE (derived AND (NOT upper_inf(recorded)));
+CREATE INDEX relationship_derived_until ON public.relationship USING btree (subject, COALESCE(upper(valid), GREATEST(upper(recorded), lower(valid)))) WHERE (derived AND (NOT upper_inf(recorded)));
 
 CREATE INDEX relationship_move_number ON public.relationship_move USING btree (number);
 
@@ -987,6 +987,8 @@ CREATE INDEX relationship_party_until ON public.relationship USING btree (party,
 CREATE INDEX relationship_subject ON public.relationship USING btree (subject, lower(recorded)) WHERE upper_inf(recorded);
 
 CREATE INDEX relationship_subject_before ON public.relationship USING btree (subject, upper(recorded)) WHERE (NOT upper_inf(recorded));
+
+CREATE INDEX relationship_until ON public.relationship USING btree (subject, COALESCE(upper(valid), 'infinity'::timestamp with time zone)) WHERE upper_inf(recorded);
 
 CREATE INDEX sender_key_sender ON public.sender_key USING btree (sender);
 
