@@ -185,7 +185,7 @@ class Settings(BaseSettings):
     relay_poll_s: Seconds = Field(0.25, description="how often changes of relations are looked for, to be published")
     record_timeout_s: Seconds = Field(30.0, description="putting a record together; above: 503")
     live_record_devices_max: Count = Field(
-        150,
+        50,
         description="the record of a party with more devices is read from totals; fewer are put together when read",
     )
     live_timeline_relations_max: Count = Field(

@@ -20,20 +20,29 @@ from drm_ingest.postgres.relations import links
 _FEW = 10
 """Of so few relations a page is read at once, without looking how far back it reaches."""
 
-# How many relations the group $1 has: as its totals say (0: it has none), and counted to $2.
+# How many relations the group $1 has: as its totals say (null: it has none), and counted to $2.
 _RELATIONS = """
-select coalesce((
-    select (shown #>> '{relations,0,holding}')::bigint + (shown #>> '{relations,0,past}')::bigint
-    from large_party where party = ($1::uuid[])[1] and built_at is not null
-), 0) as in_totals, (
+select large.id as large, large.relations as in_totals, (
     select count(*) from (
         select from relationship where party = any ($1::uuid[]) and upper_inf(recorded) limit $2
     ) as held
-) as at_least"""
+) as at_least
+from (select) as one left join (
+    select id, (shown #>> '{relations,0,holding}')::bigint + (shown #>> '{relations,0,past}')::bigint as relations
+    from large_party where party = ($1::uuid[])[1] and built_at is not null
+) as large on true"""
 
-_WINDOW, _WINDOW_MAX = timedelta(hours=1), timedelta(days=512)
+# Of the large party $1 the last days up to $2, and how many events of the types $3 (null: all) they had.
+_DAYS = """
+select day, sum(events)::bigint as events from large_party_day
+where large = $1 and day <= $2::date and ($3::text[] is null or type = any ($3))
+group by day order by day desc limit 8"""
+
+_WINDOW, _WINDOW_MIN, _WINDOW_MAX = timedelta(hours=1), timedelta(minutes=1), timedelta(days=512)
 """How far back to look for a page at first, and at most before all is asked for: a party with many devices has a page
 full of events in an hour, and reading a page's worth from each of its devices is saved."""
+
+_DAY = timedelta(days=1)
 
 _SCANNED = (2_000, 20_000)
 """How many events of everybody to look through for a page, in turn: most are on its record, or a good share."""
@@ -50,13 +59,27 @@ async def of_party(db: asyncpg.Connection, party: UUID, wanted: Wanted, relation
     group = await links.group(db, party, wanted.view.known_at)
     relations = await db.fetchrow(_RELATIONS, group, _FEW + 1)
     # As we know it now; what we knew is not found by when it held.
-    if relations["in_totals"] > relations_max and wanted.events and wanted.view.known_at is None:
+    if (relations["in_totals"] or 0) > relations_max and wanted.events and wanted.view.known_at is None:
         rows = await _by_time(db, group, wanted)
         if rows is not None:
             return rows
     # Day counts tell where there is anything rare.
     at_once = relations["at_least"] <= _FEW or (bool(wanted.types) and set(wanted.types) <= RARE)
-    return await _by_subject(db, group, wanted, at_once=at_once)
+    window = None if at_once else await _window(db, relations["large"], wanted)
+    return await _by_subject(db, group, wanted, window)
+
+
+async def _window(db: asyncpg.Connection, large: int | None, wanted: Wanted) -> timedelta:
+    """Return how far back two pages are to be expected, by what totals counted; without any, or enough, an hour."""
+    newest, pages, found = wanted.newest.astimezone(UTC), 2 * wanted.limit, 0.0
+    for day, events in await db.fetch(_DAYS, large, newest.date(), wanted.types or None):
+        starts = datetime(day.year, day.month, day.day, tzinfo=UTC)
+        ends, seconds = min(newest, starts + _DAY), min(_DAY, datetime.now(UTC) - starts).total_seconds()
+        rate = events / max(seconds, 1.0)
+        if found + rate * (ends - starts).total_seconds() >= pages:
+            return max(_WINDOW_MIN, newest - ends + timedelta(seconds=(pages - found) / rate))
+        found += rate * (ends - starts).total_seconds()
+    return _WINDOW
 
 
 async def of_subject(db: asyncpg.Connection, subject: str, wanted: Wanted) -> list[asyncpg.Record]:
@@ -111,12 +134,13 @@ async def _by_time(db: asyncpg.Connection, group: Sequence[UUID], wanted: Wanted
 
 
 async def _by_subject(
-    db: asyncpg.Connection, group: Sequence[UUID], wanted: Wanted, *, at_once: bool
+    db: asyncpg.Connection, group: Sequence[UUID], wanted: Wanted, window: timedelta | None
 ) -> list[asyncpg.Record]:
+    """Look on each of its subjects, so far back and then further; None: at once for all there is."""
     rows: list[asyncpg.Record]
     statement, values = party_sql(wanted)
-    view, newest, window = wanted.view.of(group), wanted.newest, _WINDOW
-    while not at_once and window <= min(_WINDOW_MAX, newest - _EPOCH):
+    view, newest = wanted.view.of(group), wanted.newest
+    while window is not None and window <= min(_WINDOW_MAX, newest - _EPOCH):
         since = newest - window
         if wanted.since is not None and since <= wanted.since:
             break
