@@ -106,8 +106,8 @@ def main(
     keep: Annotated[Path | None, typer.Option(help="Where the data stays, and is looked for.")] = None,
     only_build: Annotated[bool, typer.Option("--only-build", help="Do not measure.")] = False,
     rate: Annotated[float, typer.Option(help="Live events a second: a fifth of capacity.")] = 2400,
-    reads: Annotated[float, typer.Option(help="Pages a second.")] = 25,
-    a_kind: Annotated[int, typer.Option(min=10, help="Parties of each kind to read.")] = 200,
+    reads: Annotated[float, typer.Option(help="Pages a second, of all kinds alike.")] = 10,
+    a_kind: Annotated[int, typer.Option(min=10, help="Parties of each kind to read.")] = 150,
     import_parties: Annotated[int, typer.Option(min=0, help="To import, beside it; 0: none.")] = 1_000_000,
     port: Annotated[int, typer.Option(min=1, max=65_532, help="As of `drm-ingest up`.")] = 18_080,
 ) -> None:

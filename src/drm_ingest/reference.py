@@ -85,7 +85,7 @@ def identifies_nobody(ref: str) -> bool:
     if not letters or "".join(folded.split()) in _NOBODY_EXACTLY or _zeros.fullmatch(folded):
         return True
     # Of two values that were both missing, put together: `undefined undefined`.
-    if letters in _NOBODY or _NOBODY.issuperset(words):
+    if letters in _NOBODY or ("@" not in folded and _NOBODY.issuperset(words)):
         return True
     mailbox, at, _ = folded.strip("\"'<> ").partition("@")
     return bool(at) and _between.sub("", mailbox.partition("+")[0]) in _MAILBOXES_OF_NOBODY

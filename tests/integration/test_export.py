@@ -10,8 +10,9 @@ from pathlib import Path
 
 import asyncpg
 import pandas as pd
+import pyarrow.parquet as pq
 
-from drm_ingest.exchange.parquet import metadata_of
+from drm_ingest.exchange.parquet import BYTES_A_GROUP, RELATIONSHIPS, TABLE_BYTES, Written, metadata_of
 from drm_ingest.settings import KiB, MiB
 
 STATUS, ODD = "device.status", "Ünknown/type=x"
@@ -208,3 +209,11 @@ def peak_bytes(folder: Path, environment: Mapping[str, str]) -> int:
     done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     return int(done.stdout) * (1 if sys.platform == "darwin" else KiB)
+
+
+def test_rows_that_come_one_by_one_do_not_wait_until_their_values_fill_the_memory(tmp_path: Path) -> None:
+    file = Written(tmp_path / "rare.parquet", RELATIONSHIPS, {})
+    for _ in range(2 * BYTES_A_GROUP // TABLE_BYTES):
+        file.add([dict.fromkeys(RELATIONSHIPS.names)])
+    file.finish()
+    assert pq.read_metadata(file.path).num_row_groups >= 2

@@ -56,7 +56,7 @@ def test_a_line_may_name_a_party_by_its_mail_address() -> None:
     assert wanted.party.startswith("email-hmac:")
 
 
-@pytest.mark.parametrize("written", ["9999-12-31", " 9999-12-31 ", date(9999, 12, 31)])
+@pytest.mark.parametrize("written", ["9999-12-31", " 9999-12-31 ", date(9999, 12, 31), datetime(9999, 12, 31)])
 def test_an_end_that_stands_for_none_may_be_named_as_absent(tmp_path: Path, written: object) -> None:
     mapping = columns(tmp_path, 'absent = ["9999-12-31"]\n[fields]\nvalid_to = {column = "Ends", type = "time"}\n')
     assert mapping.fields({"Ends": written}) == {}

@@ -36,7 +36,7 @@ def test_a_value_that_may_stand_for_anybody_identifies_nobody(ref: str) -> None:
     "ref",
     ["778", "1", "a9", "v-12", "10", "007", "-12", "nullo", "Testa", "admin@acme.se", "ada@test.com", "guests-7", "ü",
      "东京", "a/9:ä", "00000000-0000-0000-0000-000000000001", "0a", "0-0",
-     "testing-7", "latest", "o'neill", "null-island-42"],
+     "testing-7", "latest", "o'neill", "null-island-42", "contact@client.id", "admin@mail.id"],
 )  # fmt: skip
 def test_a_value_of_ones_own_identifies(ref: str) -> None:
     assert not identifies_nobody(ref)

@@ -17,7 +17,7 @@ Fields nest as they do in JSON, by dots, tables and lists. Without a mapping eac
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -159,9 +159,17 @@ def _column(name: Any, where: str, absent: frozenset[Any]) -> Read:
         if name not in row:
             raise Unmappable(where, no_column(name, row))
         value = row[name]
-        return _ABSENT if value is None or str(value).strip() in absent else value
+        return _ABSENT if value is None or not absent.isdisjoint(_spelt(value)) else value
 
     return read
+
+
+def _spelt(value: Any) -> list[str]:
+    """Return how a value may be written where it is said to stand for none: a time at midnight as a day too."""
+    spelt = [str(value).strip()]
+    if isinstance(value, datetime):
+        spelt += [value.isoformat()] + ([value.date().isoformat()] if value.time() == time.min else [])
+    return spelt
 
 
 def _template(template: Any, where: str, absent: frozenset[Any]) -> Read:

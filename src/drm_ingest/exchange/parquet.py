@@ -9,7 +9,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from drm_ingest.settings import MiB
+from drm_ingest.settings import KiB, MiB
 
 FORMAT = 1
 """Of the export: another number once columns are renamed, or mean something else."""
@@ -17,6 +17,8 @@ ROWS_A_GROUP = 50_000
 BYTES_A_GROUP = 32 * MiB
 BYTES_WAITING_MAX = 64 * MiB
 """In memory, of all files together, before they are compressed."""
+TABLE_BYTES = 8 * KiB
+"""What a table takes beside its values: rows of a rare type come one by one, and wait in as many tables."""
 OPEN_MAX = 64
 """Files that are written at once, one of each type; of more types the one written to longest ago is closed, and what
 comes of it later has a file of its own."""
@@ -69,7 +71,7 @@ class Written:
         # As columns they take a tenth of the memory.
         some = pa.table({name: [row[name] for row in rows] for name in self._schema.names}, schema=self._schema)
         self._waiting.append(some)
-        self.waiting_bytes += some.nbytes
+        self.waiting_bytes += some.nbytes + TABLE_BYTES
         self.rows += len(rows)
         self._versions.update(row["dataschema"] for row in rows if row.get("dataschema"))
         if self.rows - self._rows_written >= ROWS_A_GROUP or self.waiting_bytes >= BYTES_A_GROUP:

@@ -18,7 +18,7 @@ from drm_ingest.serve.problems import answer
 from drm_ingest.settings import Settings
 
 _is_request_id = re.compile(REQUEST_ID).fullmatch
-_keyed = re.compile(rf"\b({'|'.join(KEYED)}):.*", re.DOTALL)
+_keyed = re.compile(rf"\b({'|'.join(KEYED)}):.*", re.DOTALL | re.IGNORECASE)
 """A mail address or a phone number, sent in the clear to be looked for: what is kept keyed is in no log either."""
 _log = structlog.get_logger("drm_ingest.serve")
 

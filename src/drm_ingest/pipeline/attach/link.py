@@ -122,14 +122,15 @@ class Linker:
 
     async def _derive(self, db: asyncpg.Connection, subject: str) -> int:
         _, recorded_at = await lock(db, subject)
+        if not await identities.is_due(db, subject):
+            return 0  # another worker was quicker
         settled = await evidence.settled(db, subject, claims=self._claim != timedelta(0))
         known = await evidence.known(db, subject, settled)
         spans = derived(known, self._claim)
         if spans is None:
             known = await evidence.known(db, subject, None)
             spans = derived(known, self._claim) or []
-        if not (due := known.due):
-            return 0  # another worker was quicker
+        due = known.due
         told = [*known.open, *known.events]
         kinds = {each["party"]: each["party_kind"] for each in told}
         exclusive = {each["role"]: each["exclusive"] for each in told if each["exclusive"] is not None}

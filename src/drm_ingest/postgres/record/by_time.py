@@ -23,11 +23,12 @@ def _among(types: Sequence[str]) -> str:
 def scanned(types: Sequence[str]) -> str:
     """Return the statement that tells how far back before $1 the next $2 events of everybody reach; null: to the first.
 
+    Without $1 they are the last of all, those of clocks that are ahead too, each of which is looked at for the page.
     Only those are counted among which events of these types are looked for.
     """
     return (
-        f"select occurred_at from event where {_BY_TIME} and occurred_at < $1 {_among(types)} "
-        "order by occurred_at desc offset $2 limit 1"
+        f"select occurred_at from event where {_BY_TIME} {_among(types)} "
+        "and occurred_at < coalesce($1, 'infinity'::timestamptz) order by occurred_at desc offset $2 limit 1"
     )
 
 

@@ -67,8 +67,14 @@ class Wanted:
     @property
     def newest(self) -> datetime:
         """Before when all of it lies that has happened by now."""
-        bounds = (datetime.now(UTC), self.until, self.view.as_of, self.after and self.after.occurred_at)
-        return min(time for time in bounds if time) + INSTANT
+        now = datetime.now(UTC) + INSTANT
+        return min(now, self.before or now)
+
+    @property
+    def before(self) -> datetime | None:
+        """Before when all of it lies; None: nowhere, and what clocks say that are ahead is of it."""
+        bounds = [time for time in (self.until, self.view.as_of, self.after and self.after.occurred_at) if time]
+        return min(bounds) + INSTANT if bounds else None
 
     @property
     def events(self) -> bool:

@@ -32,11 +32,12 @@ from (select) as one left join (
     from large_party where party = ($1::uuid[])[1] and built_at is not null
 ) as large on true"""
 
+_DAYS_MAX = 8
 # Of the large party $1 the last days up to $2, and how many events of the types $3 (null: all) they had.
-_DAYS = """
+_DAYS = f"""
 select day, sum(events)::bigint as events from large_party_day
 where large = $1 and day <= $2::date and ($3::text[] is null or type = any ($3))
-group by day order by day desc limit 8"""
+group by day order by day desc limit {_DAYS_MAX}"""
 
 _WINDOW, _WINDOW_MIN, _WINDOW_MAX = timedelta(hours=1), timedelta(minutes=1), timedelta(days=512)
 """How far back to look for a page at first, and at most before all is asked for: a party with many devices has a page
@@ -65,21 +66,23 @@ async def of_party(db: asyncpg.Connection, party: UUID, wanted: Wanted, relation
             return rows
     # Day counts tell where there is anything rare.
     at_once = relations["at_least"] <= _FEW or (bool(wanted.types) and set(wanted.types) <= RARE)
-    window = None if at_once else await _window(db, relations["large"], wanted)
+    large = relations["large"]
+    window = None if at_once else _WINDOW if large is None else await _window(db, large, wanted)
     return await _by_subject(db, group, wanted, window)
 
 
-async def _window(db: asyncpg.Connection, large: int | None, wanted: Wanted) -> timedelta:
-    """Return how far back two pages are to be expected, by what totals counted; without any, or enough, an hour."""
+async def _window(db: asyncpg.Connection, large: int, wanted: Wanted) -> timedelta | None:
+    """Return how far back two pages are to be expected, by what totals counted; None: they have not counted so much."""
     newest, pages, found = wanted.newest.astimezone(UTC), 2 * wanted.limit, 0.0
-    for day, events in await db.fetch(_DAYS, large, newest.date(), wanted.types or None):
+    days = await db.fetch(_DAYS, large, newest.date(), wanted.types or None)
+    for day, events in days:
         starts = datetime(day.year, day.month, day.day, tzinfo=UTC)
         ends, seconds = min(newest, starts + _DAY), min(_DAY, datetime.now(UTC) - starts).total_seconds()
         rate = events / max(seconds, 1.0)
         if found + rate * (ends - starts).total_seconds() >= pages:
             return max(_WINDOW_MIN, newest - ends + timedelta(seconds=(pages - found) / rate))
         found += rate * (ends - starts).total_seconds()
-    return _WINDOW
+    return newest - starts if len(days) == _DAYS_MAX else None
 
 
 async def of_subject(db: asyncpg.Connection, subject: str, wanted: Wanted) -> list[asyncpg.Record]:
@@ -119,9 +122,9 @@ def subject_sql(wanted: Wanted) -> tuple[str, list[object]]:
 
 async def _by_time(db: asyncpg.Connection, group: Sequence[UUID], wanted: Wanted) -> list[asyncpg.Record] | None:
     """Look through the newest events of everybody for a page; None: it holds too few of this group's."""
-    (statement, values), newest = by_time_sql(wanted), wanted.newest
+    statement, values = by_time_sql(wanted)
     for events in _SCANNED:
-        since = await db.fetchval(by_time.scanned(wanted.types), newest, events)
+        since = await db.fetchval(by_time.scanned(wanted.types), wanted.before, events)
         if since is None or (wanted.since is not None and since < wanted.since):
             since = wanted.since
         rows: list[asyncpg.Record] = await db.fetch(statement, *wanted.view.of(group), since, *values)

@@ -109,7 +109,7 @@ from (
     select 'user', null, '{}', at, greatest(at, lower(recorded))
     from device_replacement where device = $1 and upper_inf(recorded)
 ) as word
-where ends > coalesce($2, '-infinity'::timestamptz) and ($3::text[] is null or role = any ($3))
+where ends >= coalesce($2, '-infinity'::timestamptz) and ($3::text[] is null or role = any ($3))
 """
 
 

@@ -114,6 +114,11 @@ async def due(db: asyncpg.Connection, but: Sequence[str], limit: int) -> list[st
     return [row["subject"] for row in rows]
 
 
+async def is_due(db: asyncpg.Connection, subject: str) -> bool:
+    """Return whether anything of a subject is due."""
+    return bool(await db.fetchval("select exists (select from identity_event where subject = $1 and due)", subject))
+
+
 async def oldest_due_s(db: asyncpg.Connection) -> float:
     """Return for how long the oldest of these has been waiting, in seconds; 0: none is."""
     age: float = await db.fetchval(

@@ -83,8 +83,12 @@ async def sweep(db: asyncpg.Connection, after: UUID, parties: int, sizes: Sizes)
 async def enlist(db: asyncpg.Connection, parties: Collection[UUID], sizes: Sizes) -> None:
     """Begin the totals of whoever of these is large and has none, of the group as it is now."""
     linked = await db.fetchval(_MAY_BE, list(set(parties)), sizes.least, sizes.large + 1)
+    seen = set[UUID]()
     for party in linked:
+        if party in seen:
+            continue
         members = await group(db, party)
+        seen.update(members)
         if await db.fetchval("select exists (select from large_party where members = $1)", members):
             continue
         if await db.fetchval(_SUBJECTS, members, sizes.large + 1) > sizes.large:

@@ -90,7 +90,8 @@ select greatest(0, extract(epoch from clock_timestamp() - least(
     $1,
     (select min(recorded_at) from relationship_change where number = (
         select min(number) from relationship_change where number > $2)),
-    (select min(shown_at) from large_party where stale and shown is not null and built_at is not null)
+    (select min(shown_at) from large_party where stale and shown is not null and built_at is not null),
+    (select min(due_at) from large_party_span where due_at <= clock_timestamp())
 ))::float8)"""
 
 
@@ -144,7 +145,7 @@ async def _step(db: asyncpg.Connection, horizon: Horizon, sizes: Sizes, paces: P
     elif not young or not at["any_large"]:
         found = await touched.changes(db, number, CHANGES_MAX)
         number, more = found.number, more or not found.all
-        await _take_changes(db, found, work, sizes)
+        more |= await _take_changes(db, found, work, sizes)
         await find.recount(db, paces.recount_s)
         slices = await _take_slices(db, work, paces)
     done = Done(until, 0.0, compared=len(work.changed))
@@ -193,7 +194,8 @@ async def _take_fresh(db: asyncpg.Connection, since: datetime, until: datetime, 
         work.rare["visit"] |= set(await touched.concerned(db, await touched.held_by(db, visited)))
 
 
-async def _take_changes(db: asyncpg.Connection, found: touched.Changes, work: _Work, sizes: Sizes) -> None:
+async def _take_changes(db: asyncpg.Connection, found: touched.Changes, work: _Work, sizes: Sizes) -> bool:
+    """Take what changes concern, names that came and went, and what was known beforehand; return if there is more."""
     await find.enlist(db, found.parties, sizes)
     if found.linked:
         await find.retire_of(db, found.linked, sizes)
@@ -206,8 +208,10 @@ async def _take_changes(db: asyncpg.Connection, found: touched.Changes, work: _W
         work.changed |= set(await touched.concerned(db, renamed.names))
         work.changed |= set(await touched.contributing(db, renamed.names))
         await _take_said(db, renamed.names, {*renamed.names, *renamed.parties}, work)
-    work.changed |= set(await touched.due(db, SLICE_SUBJECTS))
+    due = await touched.due(db, SLICE_SUBJECTS)
+    work.changed |= set(due)
     await find.agents(db, {*found.employers, *renamed.agents_of})
+    return not renamed.all or len(due) == SLICE_SUBJECTS
 
 
 async def _take_said(db: asyncpg.Connection, names: Collection[str], of: Collection[str], work: _Work) -> None:

@@ -200,6 +200,8 @@ class Renamed:
     """Whose they are or were, by their ids: a name that is gone does not tell."""
     agents_of: Collection[UUID]
     """Who they visit for."""
+    all: bool
+    """There are no more."""
 
 
 async def renamed(db: asyncpg.Connection, limit: int) -> Renamed:
@@ -210,6 +212,7 @@ async def renamed(db: asyncpg.Connection, limit: int) -> Renamed:
         sorted({row["subject"] for row in rows}),
         [f"party:{party}" for party in whose],
         {row["party"] for row in await db.fetch(_AGENTS_OF, list(whose))} if whose else (),
+        len(rows) < limit,
     )
 
 
