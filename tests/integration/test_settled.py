@@ -177,7 +177,7 @@ async def test_relations_of_what_came_bit_by_bit_are_those_derived_from_all_of_i
 @pytest.fixture
 async def kiosk(admin: httpx.AsyncClient, db: asyncpg.Connection, pool: Pool, serve_settings: Settings) -> "Kiosk":
     """With an unlimited claim, and two people."""
-    settings = serve_settings.model_copy(update={"anonymous_claim_hours": -1})
+    settings = serve_settings.model_copy(update={"anonymous_claim_hours": -1, "identity_sweep_s": 0.05})
     people = {name: await party(admin, name, crm=name) for name in "ab"}
     return Kiosk(admin, db, Linker(settings, Metrics("attach"), pool), people)
 

@@ -106,7 +106,7 @@ def run_import(settings: Settings, wanted: Import, lane: Lane | None = None) -> 
     for refused, count in told.codes.items():
         tell(f"  {count:,} {refused}")
     if told.refused and not wanted.dry_run:
-        tell(f"Each of them, with its reason, is in {errors_path(wanted)}; mended, its lines can be imported again.")
+        tell(f"Each of them, with its reason, is in {errors_path(wanted)}; mend them in the file, and import it again.")
     if problem:
         console.print(f"stopped: {problem}", style="red", markup=False)
         if told.line and not wanted.dry_run:
