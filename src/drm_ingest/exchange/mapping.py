@@ -159,17 +159,18 @@ def _column(name: Any, where: str, absent: frozenset[Any]) -> Read:
         if name not in row:
             raise Unmappable(where, no_column(name, row))
         value = row[name]
-        return _ABSENT if value is None or not absent.isdisjoint(_spelt(value)) else value
+        return _ABSENT if value is None or _stands_for_none(value, absent) else value
 
     return read
 
 
-def _spelt(value: Any) -> list[str]:
-    """Return how a value may be written where it is said to stand for none: a time at midnight as a day too."""
-    spelt = [str(value).strip()]
-    if isinstance(value, datetime):
-        spelt += [value.isoformat()] + ([value.date().isoformat()] if value.time() == time.min else [])
-    return spelt
+def _stands_for_none(value: Any, absent: frozenset[Any]) -> bool:
+    """Return whether a value is said to, however it is written: a time at midnight as a day too."""
+    if str(value).strip() in absent:
+        return True
+    if not isinstance(value, datetime):
+        return False
+    return value.isoformat() in absent or (value.time() == time.min and value.date().isoformat() in absent)
 
 
 def _template(template: Any, where: str, absent: frozenset[Any]) -> Read:

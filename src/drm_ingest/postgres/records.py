@@ -2,7 +2,7 @@
 
 A record is that of a group: a party and those linked to it (links.py). Its steps are in record/, each a piece of SQL;
 here they are asked one after the other, in one snapshot. That of a large party, as it is now, is read from totals
-(totals/) once these are built.
+(totals/) once these are built; so is what happened until `as_of`.
 """
 
 from collections.abc import Mapping, Sequence

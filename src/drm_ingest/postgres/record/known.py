@@ -49,6 +49,15 @@ RELATION = _known(
     "id, version, subject, subject_party, subject_kind, role || '' as role, party, party_kind, batch, valid, recorded, "
     "asserted_by, reason",
 )
+OF_GROUP = f"""
+        select * from {RELATION} as own
+        where party = any ($1::uuid[]) and (subject_party is null or subject_party <> all ($1::uuid[]))
+        union all
+        select * from {RELATION} as others
+        where subject = any (array(select 'party:' || id from unnest($1::uuid[]) as own (id)))
+          and party <> all ($1::uuid[])"""
+"""The relations of the group on others, and those of others on the group."""
+
 LINK = _known("party_link", "party, other")
 REPLACED = _known("device_replacement", "*")
 

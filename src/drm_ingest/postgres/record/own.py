@@ -1,7 +1,7 @@
 """What a record of any kind shows beside its counts: relations, devices, open faults, ratings."""
 
 from drm_ingest.postgres.record.about import ABOUT, SPAN
-from drm_ingest.postgres.record.known import AT, RELATION, STARTED, UNTIL, holds, only
+from drm_ingest.postgres.record.known import AT, OF_GROUP, RELATION, STARTED, UNTIL, holds, only
 from drm_ingest.postgres.record.rare import OPEN_FAULTS, RATINGS, lens
 
 # Those of the group on others, and those of others on the group; what holds first, then what is planned, then the past.
@@ -14,13 +14,7 @@ select id, version, subject, role, party, batch, lower(valid) as valid_from, upp
        count(*) filter (where holds = 'before') over () as past
 from (
     select *, case when valid @> {AT} then 'now' when lower(valid) > {AT} then 'later' else 'before' end as holds
-    from (
-        select * from {RELATION} as relation
-        where party = any ($1::uuid[]) and (subject_party is null or subject_party <> all ($1::uuid[]))
-        union all
-        select * from {RELATION} as relation
-        where subject = any (array(select 'party:' || id from unnest($1::uuid[]) as own (id)))
-          and party <> all ($1::uuid[])
+    from ({OF_GROUP}
     ) as all_of_them
     where {STARTED}
 ) as told

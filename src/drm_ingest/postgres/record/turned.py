@@ -3,7 +3,7 @@
 Ends that are known beforehand have not happened yet.
 """
 
-from drm_ingest.postgres.record.known import AT, RELATION, STARTED
+from drm_ingest.postgres.record.known import AT, OF_GROUP, STARTED
 from drm_ingest.postgres.record.page import BEGUN, ENDED, IN_ORDER, Wanted
 
 _BOTH = f"""cross join lateral (values
@@ -14,13 +14,7 @@ _BOTH = f"""cross join lateral (values
 _KNOWN = f"""
 change as (
     select change.at as occurred_at, change.rank, change.type, relation.*
-    from (
-        select * from {RELATION} as own
-        where party = any ($1::uuid[]) and (subject_party is null or subject_party <> all ($1::uuid[]))
-        union all
-        select * from {RELATION} as others
-        where subject = any (array(select 'party:' || id from unnest($1::uuid[]) as own (id)))
-          and party <> all ($1::uuid[])
+    from ({OF_GROUP}
     ) as relation
     {_BOTH}
     where {STARTED} and change.at <= {AT}

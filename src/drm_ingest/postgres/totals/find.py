@@ -156,7 +156,7 @@ async def retire_between(db: asyncpg.Connection, after: UUID, to: UUID | None, s
 
 # Those without any totals first, then those that are counted anew because something changed.
 _BUILDING = """
-select id, members, built_to, anew, hurried
+select id, members, built_to, hurried
 from (
     select next.id, next.members, next.built_to, built.built_at is not null as anew,
            coalesce(built.built_at >= clock_timestamp() - make_interval(secs => $1), true) as hurried
@@ -175,8 +175,6 @@ class Building:
     id: int
     members: list[UUID]
     built_to: str
-    anew: bool
-    """There are totals already, which are read meanwhile."""
     hurried: bool
     """They are missing, or wrong; else it was only time."""
 

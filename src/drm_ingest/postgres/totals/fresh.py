@@ -28,8 +28,8 @@ with added as (
     from event join large_party_span as span on span.subject = event.subject
     where recorded_at >= $1::timestamptz and recorded_at < $2::timestamptz and span.valid @> occurred_at
     group by 1, 2, 3
-), written as ({ADD} returning large)
-select distinct large from written"""
+)
+{ADD}"""
 
 # By when they were recorded, and then by type: the index of what is rare has all of it, of all time.
 _RARE_ONES = f"""
@@ -63,9 +63,9 @@ async def recorded(db: asyncpg.Connection, since: datetime, until: datetime) -> 
     return bool(await db.fetchval(_RECORDED, since, until))
 
 
-async def add(db: asyncpg.Connection, since: datetime, until: datetime) -> set[int]:
-    """Add what was recorded in [since, until); return the large parties that it concerns."""
-    return {row["large"] for row in await db.fetch(_FRESH, since, until)}
+async def add(db: asyncpg.Connection, since: datetime, until: datetime) -> None:
+    """Add what was recorded in [since, until)."""
+    await db.execute(_FRESH, since, until)
 
 
 async def crowded(db: asyncpg.Connection, since: datetime, until: datetime, rare_max: int) -> datetime:
