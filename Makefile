@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+# Tests wait more than they compute: two processes share them file by file, each with a Kafka and a Postgres of its own.
+SHARED ?= -n 2 --dist loadfile
 # A person sees pip at work, a log does not.
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check $(shell [ -t 2 ] || echo --quiet)
 
@@ -35,7 +37,7 @@ unit: install    ## the tests that need memory only
 
 test: install    ## all tests, on a real Kafka and a real Postgres
 	@$(BIN)/python -m drm_ingest.up.fetch
-	TEST_EXAMPLES=$${TEST_EXAMPLES:-150} $(BIN)/pytest -m "not slow" --durations=40 --durations-min=2 $(ARGS)
+	TEST_EXAMPLES=$${TEST_EXAMPLES:-150} $(BIN)/pytest -m "not slow" $(SHARED) --durations=40 --durations-min=2 $(ARGS)
 
 tools: install   ## what the bad day needs of the system: checked, and installed where it can be
 	@$(BIN)/python -m tests.adversity.tools

@@ -31,6 +31,8 @@ from drm_ingest.up.kafka import Kafka
 from drm_ingest.up.ports import free_port
 from drm_ingest.up.postgres import Postgres
 
+pytest_plugins = ["tests.adversity.rows"]
+
 REAL = {"kafka", "postgres", "private_kafka", "private_postgres", "spare_kafka"}
 TEMPLATE = "migrated_template"
 

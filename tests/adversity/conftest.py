@@ -1,6 +1,6 @@
 """The whole path, for tests that hurt it: as a person runs it (`path`), or part by part (`start_parts`).
 
-What the tests of a row of docs/reliability.md saw is printed at the end, and written there with WRITE_RELIABILITY=1.
+What the tests of a row of docs/reliability.md saw is told at the end (rows.py).
 """
 
 import os
@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -26,45 +25,12 @@ from drm_ingest.up.ports import free_port
 __all__ = ["holds", "start_edge", "subject"]  # fixtures for the tests of abuse, and of the edge alone
 
 READY_WITHIN_S = 120.0
-ROWS: pytest.StashKey[dict[str, rows.Row]] = pytest.StashKey()
-FIGURES: pytest.StashKey[list[str]] = pytest.StashKey()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS] = defaultdict(rows.Row)
 
 
 @pytest.fixture
 def seen(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Return a function that keeps a figure for the row of this test: `seen("back 3.2 s after the broker")`."""
-    figures: list[str] = request.node.stash.setdefault(FIGURES, [])
-    return figures.append
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    figures = item.stash.setdefault(FIGURES, [])
-    for mark in item.iter_markers("row"):
-        row = item.config.stash[ROWS][mark.args[0]]
-        row.seconds += report.duration
-        if report.failed:
-            row.failed.append(item.name)
-        elif call.when == "call":
-            row.passed += report.passed
-            row.figures += figures
-    return report
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if found := config.stash[ROWS]:
-        terminalreporter.section("rows of docs/reliability.md")
-        for name in sorted(found, key=[*rows.names(), *found].index):
-            terminalreporter.line(f"{name:<26}{found[name]}")
-        if os.environ.get("WRITE_RELIABILITY"):
-            rows.write(found)
+    return rows.figures(request.node).append
 
 
 @pytest.fixture(scope="session")
