@@ -29,9 +29,10 @@ nowhere. The others go by `write.py` to Kafka (`tally.py` counts them), and only
 `answer.py` say 200; `replies.py` keeps the answers in the order of the requests, and `tell.py` writes into the log what
 was refused.
 
-Other systems **exchange** files with it: `cli.py` has the commands, and `command.py` imports one. `lines.py` reads it,
-`mapping.py` makes fields of its columns (`fit.py` sees that they are there), and `taking.py` takes them, many in a
-transaction, noting in `checkpoint.py` how far it is; what is not taken is kept with its reason (`refused.py`,
+Other systems **exchange** files with it: `cli.py` has the commands, and `command.py` imports one. `opening.py`
+opens it and its mapping, and says once what would be wrong in every line (`fit.py`). `lines.py` reads it, `mapping.py`
+makes fields of its columns (`values.py`: of what they hold), and `taking.py` takes them, many in a transaction, noting
+in `checkpoint.py` how far it is; what is not taken is kept with its reason (`refused.py`,
 `fields.py`). A line is one of `parties.py`, `devices.py`, `relationships.py` or `events.py`; events go to the edge like
 live ones, in a lane that yields to them (`pace.py`). `export.py` writes all of it out again, into the files of
 `parquet.py`.

@@ -123,7 +123,7 @@ async def test_an_export_repeated_replaces_every_file_and_one_interrupted_goes_o
     assert files_in(folder) == first  # what is gone is not there twice
     interrupt(folder, done=("events 2026-03",))
     await db.execute("delete from event")
-    assert "Going on behind 1 parts" in export(folder, environment)
+    assert "Going on behind 1 part of" in export(folder, environment)
     assert f"events/type={STATUS}/month=2026-04/part-0.parquet" in files_in(folder), "dropped events stay exported"
 
 

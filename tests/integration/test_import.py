@@ -15,6 +15,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from drm_ingest.exchange.parties import LINES
 from drm_ingest.postgres.bulk.relations import Held, Imagined, Wanted, begin_many
 from drm_ingest.postgres.roles import ensure_login
 from drm_ingest.settings import Settings
@@ -82,7 +83,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def kill_once(begun: Callable[[], bool], command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Run a command and kill it as soon as it has begun."""
+    """Run a command and kill it as soon as it has begun; it is not over by then."""
     quiet = subprocess.DEVNULL
     with subprocess.Popen(command, env=dict(environment), stdout=quiet, stderr=quiet) as killed:
         deadline = time.monotonic() + 240
@@ -121,6 +122,7 @@ async def test_good_lines_are_taken_and_wrong_ones_told_with_line_code_and_origi
     done = import_("parties", file, mapping=MAPPING)
     assert done.returncode == 1, done.stderr
     assert "made 3 · changed 0 · the same 0 · refused 3" in done.stderr
+    assert "  " not in done.stderr.replace("\n  ", "")
     assert refused(file) == [
         (4, "reference_refused", "null,Nobody,Consumer,Lund"),
         (5, "field_invalid", "C-3,,Consumer,Lund"),
@@ -170,6 +172,17 @@ async def test_a_dry_run_says_what_would_be_and_changes_nothing(
     assert "made 1 · changed 1 · the same 2 · refused 3" in import_("parties", file, mapping=MAPPING).stderr
 
 
+async def test_a_clean_run_leaves_no_error_file_nor_that_of_a_run_before(import_: Import, tmp_path: Path) -> None:
+    file = tmp_path / "customers.csv"
+    file.write_text(CUSTOMERS)
+    import_("parties", file, mapping=MAPPING)
+    assert len(refused(file)) == 3
+    file.write_text("".join(CUSTOMERS.splitlines(keepends=True)[:3]))
+    again = import_("parties", file, mapping=MAPPING)
+    assert (again.returncode, "has what an earlier run refused" in again.stderr) == (0, True), again.stderr
+    assert names_in(tmp_path) == ["customers.csv", "mapping.toml"]
+
+
 async def test_lines_that_share_a_reference_are_one_party_and_a_line_that_names_two_is_refused(
     db: asyncpg.Connection, import_: Import, tmp_path: Path
 ) -> None:
@@ -210,7 +223,7 @@ async def test_a_file_that_does_not_fit_stops_before_it_does_harm(
 async def test_an_import_that_is_killed_goes_on_where_it_stopped(
     db: asyncpg.Connection, as_serve: Mapping[str, str], import_: Import, tmp_path: Path
 ) -> None:
-    count = 60_000
+    count, taken = 30_000, 2 * LINES
     file = tmp_path / "many.csv"
     rows = "".join(f"{n if n % 1000 else 'null'},Party {n}\n" for n in range(1, count + 1))
     file.write_text("refs.crm,name\n" + rows)
@@ -218,11 +231,21 @@ async def test_an_import_that_is_killed_goes_on_where_it_stopped(
     mapping.write_text('[fields]\nkind = {constant = "customer"}\nname = "name"\nrefs.crm = "refs.crm"\n')
     command = [sys.executable, "-m", "drm_ingest", "import", "parties", str(file), "--mapping", str(mapping)]
     note = tmp_path / ".many.csv.parties.import"
-    kill_once(note.exists, command, as_serve)
-    reached = json.loads(note.read_text())["progress"]["line"]
-    assert 1 < reached < count
+
+    def is_waiting() -> bool:
+        return note.exists() and json.loads(note.read_text())["progress"]["read"] == taken
+
+    held = db.transaction()  # what somebody else is about to call so keeps the third batch waiting
+    await held.start()
+    await db.execute(
+        "with other as (insert into party (kind, name) values ('customer', 'other') returning id) "
+        "insert into party_ref (namespace, ref, party) select 'crm', $1, id from other", str(taken + 1),
+    )  # fmt: skip
+    patient = {"DRM_POSTGRES_LOCK_TIMEOUT_S": "300", "DRM_POSTGRES_STATEMENT_TIMEOUT_S": "300"}
+    kill_once(is_waiting, command, {**as_serve, **patient})
+    await held.rollback()
     done = import_("parties", file, mapping=mapping.read_text())
-    assert f"Going on after line {reached}" in done.stderr
+    assert f"Going on after line {1 + taken}" in done.stderr
     assert await db.fetchval("select count(*) from party") == count - count // 1000
     assert [line for line, _, _ in refused(file)] == [1 + 1000 * n for n in range(1, count // 1000 + 1)]
     assert not note.exists()
@@ -280,7 +303,13 @@ async def test_relations_come_in_under_the_rules_of_the_door_and_are_written_dow
     expected = "made 4 · changed 0 · the same 1 · refused 6"
     assert expected in import_("relationships", file, "--dry-run").stderr
     assert await db.fetchval("select count(*) from relationship") == 0
-    assert expected in import_("relationships", file).stderr
+    told = import_("relationships", file).stderr
+    assert expected in told
+    assert "/role sold_by on a device is held by a party of the kind vendor, and this one's is customer." in told
+    wrong_role = write_lines(tmp_path / "wrong.ndjson", [{"subject": "m-1", "role": "ownr", "party": "crm:1"}])
+    told = import_("relationships", wrong_role).stderr
+    assert "There is no role 'ownr' on a device (did you mean 'owner'?); there are " in told
+    assert "sold_by" in told
     assert [(line, code) for line, code, _ in refused(file)] == [
         (3, "held_already"),
         (6, "role_misfit"),

@@ -58,6 +58,7 @@ async def test_lines_become_events_and_those_refused_are_told(edge: Edge, tmp_pa
     for _ in range(2):
         code, told = await import_(edge, file, *options)
         assert (code, "accepted 2 · refused 3" in told) == (1, True), told
+        assert "Of those accepted, what was there before stays as it is, stored once." in told
         assert refused(tmp_path / "readings.csv.errors.ndjson") == [
             (4, "unmappable", "/data/temperature"),
             (5, "unmappable", "/time"),

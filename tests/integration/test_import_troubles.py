@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 import os
 import pty
@@ -10,7 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tests.integration.edge import KEY, Edge
+from tests.integration.test_import import names_in
 from tests.integration.test_import_events import import_, stored
 
 from drm_ingest.up.ports import free_port
@@ -47,14 +50,102 @@ def test_a_column_that_is_not_there_is_told_before_anything_is_taken(tmp_path: P
     code, told = run("parties", str(file), "--mapping", str(mapping), DRM_POSTGRES_DSN="postgresql://127.0.0.1:1/x")
     assert code == 1
     assert "does not fit customers.csv: /name: There is no column 'Nmae' (did you mean 'name'?)" in told
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["customers.csv", "customers.toml"]
+    assert names_in(tmp_path) == ["customers.csv", "customers.toml"]
+
+
+EVENTS = "type;subject;time\nx.seen;m-1;2026-03-01T08:00:00Z\nx.seen;m-2;2026-03-01T08:00:00Z\n"
+
+
+def test_a_header_that_something_else_separates_is_told_once_with_what_to_say(tmp_path: Path) -> None:
+    file = tmp_path / "events.csv"
+    file.write_text(EVENTS)
+    code, told = run("events", str(file), "--dry-run")
+    expected = "stopped: the header of events.csv seems to be separated by ';': say --delimiter ';'\n"
+    assert (code, told) == (1, expected)
+    code, told = run("events", str(file), "--dry-run", "--delimiter", ";")
+    assert (code, "2 lines" in told, "accepted 2 · refused 0" in told) == (0, True, True), told
+
+
+def test_columns_or_a_mapping_that_fit_no_line_are_told_once(tmp_path: Path) -> None:
+    file, mapping = tmp_path / "customers.csv", tmp_path / "customers.toml"
+    file.write_text("Customer Ref,Customer Name\n1,Ada\n2,Ben\n")
+    code, told = run("parties", str(file))
+    assert (code, told.count("\n"), "stopped: the columns of customers.csv are not the fields" in told) == (1, 1, True)
+    assert "--mapping names a file that says which column is which field (docs/import.md)" in told
+    mapping.write_text("[fields]\nnme = 'Customer Name'\nkind = {constant = 'customer'}\nrefs.crm = 'Customer Ref'\n")
+    code, told = run("parties", str(file), "--mapping", str(mapping))
+    assert (code, told.count("\n"), "customers.toml does not fit parties: /nme: " in told) == (1, 1, True), told
+    assert names_in(tmp_path) == ["customers.csv", "customers.toml"]
+
+
+def test_what_is_packed_is_read_whatever_it_is_called(tmp_path: Path) -> None:
+    for name in ("events.csv", "events.CSV.GZ"):
+        (tmp_path / name).write_bytes(gzip.compress(EVENTS.encode()))
+        code, told = run("events", str(tmp_path / name), "--dry-run", "--delimiter", ";")
+        assert (code, "accepted 2 · refused 0" in told) == (0, True), told
+
+
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_where_nothing_says_which_postgres_it_is_told_how_that_of_an_up_elsewhere_is_found(
+    tmp_path: Path, command: str
+) -> None:
+    file = tmp_path / "customers.csv"
+    file.write_text(CUSTOMERS)
+    # As it is by itself, but for the port, at which somebody else's may be.
+    default = f"Settings.model_fields['postgres_dsn'].default = SecretStr('postgresql://127.0.0.1:{free_port()}/x')"
+    main = f"""if True:
+        import sys
+        from pydantic import SecretStr
+        from drm_ingest.settings import Settings
+        {default}
+        Settings.model_rebuild(force=True)
+        from drm_ingest.__main__ import cli
+        cli(sys.argv[1:])
+    """
+    arguments = ["import", "parties", str(file)] if command == "import" else ["export", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-c", main, *arguments],
+        env=environment(), cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, "it cannot be reached" in done.stderr) == (1, True), done.stderr
+    assert "DRM_DATA_DIR=THERE/.drm, or with --data-dir THERE/.drm" in done.stderr
+    _, told = run("parties", str(file), DRM_POSTGRES_DSN=f"postgresql://127.0.0.1:{free_port()}/x")
+    assert "THERE" not in told, "it was said which"
+
+
+def test_events_without_a_key_are_told_where_one_is(tmp_path: Path) -> None:
+    code, told = run("events", str(readings(tmp_path / "x.ndjson", 1)))
+    assert (code, "DRM_DATA_DIR" in told) == (2, True), told
+
+
+@pytest.mark.parametrize("command", [("export", "out"), ("dead-letters", "list")])
+def test_a_time_that_is_none_is_told_with_how_one_is_written(tmp_path: Path, command: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "drm_ingest", *command, "--since", "march"],
+        env=environment(COLUMNS="300"), cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "'march' is no time; write it as in 2026-03-01 or 2026-03-01T09:30Z" in done.stderr
+
+
+def test_what_an_earlier_run_refused_stays_until_lines_are_taken(tmp_path: Path) -> None:
+    file, errors = tmp_path / "customers.csv", tmp_path / "customers.csv.errors.ndjson"
+    file.write_text(CUSTOMERS)
+    errors.write_text('{"line": 2}\n')
+    code, told = run("parties", str(file), DRM_POSTGRES_DSN=f"postgresql://127.0.0.1:{free_port()}/x")
+    assert (code, f"{errors} has what an earlier run refused" in told) == (1, True), told
+    assert errors.read_text() == '{"line": 2}\n'
 
 
 def test_that_postgres_the_edge_or_kafka_is_away_is_told_with_what_to_do(tmp_path: Path) -> None:
     away, file = f"127.0.0.1:{free_port()}", tmp_path / "customers.csv"
     file.write_text(CUSTOMERS)
     code, told = run("parties", str(file), DRM_POSTGRES_DSN=f"postgresql://nobody@{away}/drm")
-    assert (code, "stopped: Postgres cannot be reached" in told, "DRM_POSTGRES_DSN" in told) == (1, True, True), told
+    assert (code, "stopped: Postgres cannot be used: it cannot be reached" in told, "DRM_POSTGRES_DSN" in told) == (
+        1,
+        True,
+        True,
+    ), told
     assert "Traceback" not in told
 
     events, key = (
@@ -95,7 +186,7 @@ async def test_events_whose_import_is_killed_midway_are_whole_after_the_next_and
     file = readings(tmp_path / "killed.ndjson", 6000)
     note = tmp_path / ".killed.ndjson.events.import"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "drm_ingest", "import", "events", str(file), "--lag-max-events", "0", "--share", "0.05",
+        sys.executable, "-m", "drm_ingest", "import", "events", str(file), "--lag-max-events", "0", "--share", "0.01",
         env=environment(DRM_EDGE_URL=edge.url, DRM_SENDER_KEY=KEY), stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     async with asyncio.timeout(60):

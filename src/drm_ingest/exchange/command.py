@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
@@ -16,22 +15,22 @@ from drm_ingest.device.send import GaveUp, Sender
 from drm_ingest.exchange import checkpoint
 from drm_ingest.exchange.devices import Devices
 from drm_ingest.exchange.events import LINES, only_judged, take_events, through_the_edge
-from drm_ingest.exchange.fit import misfit
-from drm_ingest.exchange.lines import File, Unreadable
-from drm_ingest.exchange.mapping import BadMapping, Columns
+from drm_ingest.exchange.lines import Unreadable
+from drm_ingest.exchange.mapping import BadMapping
+from drm_ingest.exchange.opening import Import, Tell, errors_path, opened
 from drm_ingest.exchange.pace import Pace, lags_of
 from drm_ingest.exchange.parties import Parties
-from drm_ingest.exchange.refused import ErrorFile, Refused, ShareMax, Stopped
+from drm_ingest.exchange.refused import Stopped
 from drm_ingest.exchange.relationships import Relationships
 from drm_ingest.exchange.taking import Context, Desk, Taker, take
 from drm_ingest.postgres.pool import PASSING, connect
+from drm_ingest.postgres.trouble import in_words
 from drm_ingest.settings import Settings
+from drm_ingest.terminal import UP_ELSEWHERE, counted
 
 What = Literal["parties", "devices", "relationships"]
-Tell = Callable[[str], None]
 
 INTERRUPTED = 130  # as a shell says of a command ended by Ctrl-C
-REFUSED_TOLD = 5
 OBJECTS_A_COLLECTION = 200_000
 """Thousands of lines are in memory at a time, and hardly anything of them in circles: looking for those as often as
 Python does by itself takes a third of the time."""
@@ -41,21 +40,6 @@ _TAKERS: dict[What, Callable[[Context], Taker[Any]]] = {
     "devices": Devices,
     "relationships": Relationships,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Import:
-    """What to import, and how."""
-
-    what: str
-    path: Path
-    mapping: Path | None
-    errors: Path | None
-    asserted_by: str | None
-    dry_run: bool
-    restart: bool
-    refused_share_max: float
-    refused_lines_min: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +67,18 @@ def run_import(settings: Settings, wanted: Import, lane: Lane | None = None) -> 
         to = lane.url if lane is not None else settings.postgres_dsn.get_secret_value().rpartition("@")[2]
         desk, told = opened(wanted, to, tell)
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, TextColumn("{task.fields[lines]:,} lines"), console=console) as bars:
-            bar = bars.add_task(wanted.path.name, total=desk.file.total, lines=told.read)
+        with Progress(*columns, TextColumn("{task.fields[lines]}"), console=console) as bars:
+            bar = bars.add_task(wanted.path.name, total=desk.file.total, lines=counted(told.read, "line"))
 
             def on_progress() -> None:
-                bars.update(bar, total=desk.file.total, completed=desk.file.position, lines=told.read)
+                bars.update(bar, total=desk.file.total, completed=desk.file.position, lines=counted(told.read, "line"))
 
             if lane is None:
                 asyncio.run(_taken(settings, wanted, desk, told, on_progress))
             else:
                 _sent(settings, wanted, lane, desk, told, on_progress, tell)
-        if desk.checkpoint is not None:
+        if desk.checkpoint is not None and desk.errors is not None:
+            desk.errors.add(())  # of a file without a line too
             desk.checkpoint.remove()
     except (BadMapping, Unreadable, Stopped, OSError) as error:
         problem, code = str(error), 1
@@ -102,7 +87,10 @@ def run_import(settings: Settings, wanted: Import, lane: Lane | None = None) -> 
     would = " (nothing was changed: a dry run)" if wanted.dry_run else ""
     taken = f"made {told.made:,} · changed {told.changed:,} · the same {told.same:,}"
     taken = taken if lane is None else f"accepted {told.made:,}"
-    tell(f"{taken} · refused {told.refused:,}{would}")
+    if told.read or not problem:
+        tell(f"{taken} · refused {told.refused:,}{would}")
+    if lane is not None and told.made and not wanted.dry_run:
+        tell("Of those accepted, what was there before stays as it is, stored once.")
     for refused, count in told.codes.items():
         tell(f"  {count:,} {refused}")
     if told.refused and not wanted.dry_run:
@@ -112,38 +100,6 @@ def run_import(settings: Settings, wanted: Import, lane: Lane | None = None) -> 
         if told.line and not wanted.dry_run:
             tell(f"The same command goes on after line {told.line}.")
     return code or (1 if told.refused else 0)
-
-
-def errors_path(wanted: Import) -> Path:
-    """Where what is refused is kept: beside the file, unless another place is named."""
-    return wanted.errors or wanted.path.with_name(wanted.path.name + ".errors.ndjson")
-
-
-def opened(wanted: Import, to: str, tell: Tell) -> tuple[Desk, checkpoint.Progress]:
-    """Open the file and its mapping, and see where an earlier run stopped.
-
-    Raises:
-        BadMapping, Unreadable, Stopped, OSError
-    """
-    columns = Columns.load(wanted.mapping)
-    file = File(wanted.path)
-    if (header := file.header()) is not None and (wrong := misfit(columns.named, header)):
-        raise BadMapping(f"{wanted.mapping} does not fit {wanted.path.name}: {wrong}")
-    note = None if wanted.dry_run else checkpoint.Checkpoint(wanted.path, wanted.what, columns.text, to)
-    progress = checkpoint.Progress() if note is None or wanted.restart else note.load()
-    if progress.line:
-        tell(f"Going on after line {progress.line}; --restart looks at all of it again.")
-    shown = 0
-
-    def on_refused(line: int, why: Refused) -> None:
-        nonlocal shown
-        shown += 1
-        if shown <= REFUSED_TOLD:
-            tell(f"line {line}: {why.code}: {why.pointer or ''} {why.reason}")
-
-    share_max = ShareMax(wanted.refused_share_max, wanted.refused_lines_min)
-    errors = None if wanted.dry_run else ErrorFile(errors_path(wanted), progress.errors_bytes)
-    return Desk(file, columns, share_max, errors, note, on_refused), progress
 
 
 def _sent(
@@ -177,7 +133,8 @@ async def _taken(
     try:
         db = await connect(settings, "drm import")
     except PASSING as error:
-        raise Stopped(f"Postgres cannot be reached: {error}; check DRM_POSTGRES_DSN") from None
+        elsewhere = "" if "postgres_dsn" in settings.model_fields_set else f" · {UP_ELSEWHERE}"
+        raise Stopped(f"{in_words(error)}{elsewhere}") from None
     try:
         await take(db, taker, desk, progress, on_progress)
     finally:

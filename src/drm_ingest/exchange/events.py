@@ -10,9 +10,13 @@ import orjson
 
 from drm_ingest.device.send import GaveUp, Line, Sender, Sent
 from drm_ingest.edge.admit import Admit
+from drm_ingest.edge.check import check_attributes
 from drm_ingest.edge.credentials import Credential
+from drm_ingest.errors import Rejected, json_pointer
 from drm_ingest.event import Receipt
 from drm_ingest.exchange.checkpoint import Progress
+from drm_ingest.exchange.fields import Wrong
+from drm_ingest.exchange.fit import READ, meant, no_source
 from drm_ingest.exchange.pace import Pace
 from drm_ingest.exchange.refused import LineCode, Refused, Stopped
 from drm_ingest.exchange.taking import Desk, Told, next_lines, note, sort
@@ -24,11 +28,31 @@ Answers = list[tuple[int, Refused]]
 """Which events of a batch were refused."""
 
 
+FIELDS = ("type", "subject", "time", "id", "source", "dataschema", "sequence", "traceparent", "data")
+
+
 class Way(Protocol):
     """What becomes of a batch of events."""
 
     def __call__(self, events: list[Line]) -> Answers:
         """Return those refused; the others are durable, or would be."""
+
+
+def wrong(known: Mapping[str, Any]) -> Wrong:
+    """Tell what the edge refuses in every event, whatever its columns hold."""
+    if "type" not in known:
+        yield "/type", "Must be given."
+    for name, value in known.items():
+        if value is READ and name in ("specversion", "datacontenttype"):  # these have to be what they are
+            continue
+        try:
+            check_attributes({name: value})
+        except Rejected as rejected:
+            if isinstance(value, dict):
+                yield json_pointer(name), no_source(next(iter(value), "table"))
+            else:
+                hint = "" if name in FIELDS else meant(name, FIELDS)
+                yield json_pointer(name), f"{rejected.detail.rstrip('.')}{hint}."
 
 
 class Events:
@@ -67,7 +91,7 @@ def take_events(desk: Desk, way: Way, progress: Progress, on_progress: Callable[
         try:
             answers = way([event for _, event in wanted]) if wanted else []
         except GaveUp as error:
-            raise Stopped(f"{error}; run it again, and it goes on here") from None
+            raise Stopped(f"{error} · run it again, and it goes on here") from None
         refused += [(wanted[index][0].number, wanted[index][0].original, why) for index, why in answers]
         progress.made += len(wanted) - len(answers)
         note(desk, progress, batch, refused)

@@ -20,7 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from drm_ingest.exchange import parquet
 from drm_ingest.postgres.bulk import unload
 from drm_ingest.postgres.pool import PASSING, connect
+from drm_ingest.postgres.trouble import in_words
 from drm_ingest.settings import Settings
+from drm_ingest.terminal import UP_ELSEWHERE, counted
 
 WHAT = ("events", "parties", "relationships", "devices")
 INTERRUPTED = 130
@@ -66,27 +68,32 @@ def run_export(
     folder.mkdir(parents=True, exist_ok=True)
     noted = Noted(folder, settings.postgres_dsn.get_secret_value().rpartition("@")[2])
     if noted.done:
-        console.print(f"Going on behind {len(noted.done)} parts of the export that began at {noted.began_at}.")
+        console.print(
+            f"Going on behind {counted(len(noted.done), 'part')} of the export that began at {noted.began_at}."
+        )
     columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
-        with Progress(*columns, TextColumn("{task.fields[rows]:,} rows"), console=console) as bars:
-            bar = bars.add_task("export", total=None, rows=0)
+        with Progress(*columns, TextColumn("{task.fields[told]}"), console=console) as bars:
+            bar = bars.add_task("export", total=None, rows=0, told="")
 
             def tell(part: str, parts: int, done: int, rows: int) -> None:
                 bars.update(bar, description=part, total=parts, completed=done)
                 bars.advance(bar, 0)
-                bars.update(bar, rows=bars.tasks[0].fields["rows"] + rows)
+                rows += bars.tasks[0].fields["rows"]
+                bars.update(bar, rows=rows, told=counted(rows, "row"))
 
             asyncio.run(_export(settings, folder, what, (since, until), noted, tell))
     except PASSING as error:
-        console.print(f"stopped: {error}; the same command goes on behind what is done", style="red", markup=False)
+        elsewhere = "" if "postgres_dsn" in settings.model_fields_set else f" · {UP_ELSEWHERE}"
+        behind = " · the same command goes on behind what is done" if noted.done else ""
+        console.print(f"stopped: {in_words(error)}{elsewhere}{behind}", style="red", markup=False)
         return 1
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on behind what is done", style="red", markup=False)
         return INTERRUPTED
     rows = sum(sum(files.values()) for files in noted.done.values())
     files = sum(len(files) for files in noted.done.values())
-    console.print(f"{rows:,} rows in {files:,} files in {folder}", markup=False)
+    console.print(f"{counted(rows, 'row')} in {counted(files, 'file')} in {folder}", markup=False)
     return 0
 
 

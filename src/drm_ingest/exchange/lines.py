@@ -18,6 +18,8 @@ import orjson
 
 Row = Mapping[str, Any]
 
+FORMATS = "CSV (.csv), NDJSON (.ndjson, .jsonl, .json), both also packed (.gz), and Parquet (.parquet)"
+DELIMITERS = (",", ";", "\t", "|")
 CSV_FIELD_CHARACTERS_MAX = 1_000_000
 _UNREADABLE = (csv.Error, EOFError, gzip.BadGzipFile, zlib.error)
 PARQUET_ROWS = 10_000
@@ -45,13 +47,17 @@ class Line:
 class File:
     """A file that is being read, and how far that is, of `total` (bytes as stored, or rows)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, delimiter: str = ",") -> None:
         """The ending of its name tells what it is: .csv, .ndjson, .jsonl, .json, each also .gz; .parquet."""
         self.path = path
-        endings = [ending for ending in path.suffixes if ending != ".gz"]
-        self._ending = endings[-1].lower() if endings else ""
+        self._delimiter = delimiter
+        name, packed = path.name.lower().removesuffix(".gz"), path.suffix.lower() == ".gz"
+        self._ending = Path(name).suffix
         if self._ending not in _READERS:
-            raise Unreadable(f"{path.name}: its name ends in none of {', '.join(_READERS)}, so what it is is not known")
+            to_do = f"rename it, as in {name}.csv.gz" if packed else "save it as one of these"
+            raise Unreadable(f"{path.name}: the ending of its name tells what it is; read are {FORMATS}; {to_do}")
+        if packed and self._ending == ".parquet":
+            raise Unreadable(f"{path.name}: Parquet is compressed in itself, and not read from .gz; gunzip it first")
         self.total = path.stat().st_size
         self.position = 0
 
@@ -64,13 +70,31 @@ class File:
         if self._ending == ".parquet":
             with self._parquet_file() as file:
                 return list(file.schema_arrow.names)
-        if self._ending == ".csv":
-            csv.field_size_limit(CSV_FIELD_CHARACTERS_MAX)
-            try:
-                return next(csv.reader(self._texts()), None)
-            except _UNREADABLE as error:
-                raise Unreadable(f"The header of {self.path.name} cannot be read: {error}") from None
+        try:
+            if self._ending == ".csv":
+                csv.field_size_limit(CSV_FIELD_CHARACTERS_MAX)
+                return next(csv.reader(self._texts(), delimiter=self._delimiter), None)
+            first = next(filter(None, map(str.strip, self._texts())), "")
+        except _UNREADABLE as error:
+            raise Unreadable(f"The first line of {self.path.name} cannot be read: {error}") from None
+        if first.startswith("[") or first == "{":
+            parts = "'.[]'" if first.startswith("[") else "."
+            raise Unreadable(
+                f"{self.path.name} is an array or has objects of several lines, and read is an object on each line "
+                f"(NDJSON); jq -c {parts} makes that of it"
+            )
         return None
+
+    def first_names(self) -> list[str]:
+        """Return the names on the first line that is an object."""
+        return list(next((line.row for line in self.lines() if line.row), ()))
+
+    def likely_delimiter(self) -> str | None:
+        """Return what separates more columns in the header of a CSV than its delimiter, if anything does."""
+        first = next(self._texts(), "") if self._ending == ".csv" else ""
+        counts = {each: len(next(csv.reader([first], delimiter=each), ())) for each in (self._delimiter, *DELIMITERS)}
+        likely = max(counts, key=lambda each: counts[each])
+        return None if likely == self._delimiter else likely
 
     def lines(self, after: int = 0) -> Iterator[Line]:
         """Yield the lines after one, which are those after it the last time too.
@@ -100,7 +124,9 @@ class File:
     @contextmanager
     def _opened(self) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         with self.path.open("rb") as stored:
-            if self.path.suffix != ".gz":
+            packed = stored.read(2) == b"\x1f\x8b" or self.path.suffix.lower() == ".gz"  # whatever it is called
+            stored.seek(0)
+            if not packed:
                 yield stored, stored
                 return
             with gzip.open(stored) as file:
@@ -115,7 +141,7 @@ class File:
                 taken.append(text)
                 yield text
 
-        reader = csv.reader(texts())
+        reader = csv.reader(texts(), delimiter=self._delimiter)
         header = next(reader, [])
         if len(set(header)) < len(header):
             twice = sorted({name for name in header if header.count(name) > 1})

@@ -14,21 +14,21 @@ A mapping is TOML. Under `[fields]` each field is told where it comes from:
 Fields nest as they do in JSON, by dots, tables and lists. Without a mapping each column is the field of its name.
 """
 
+import json
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
-from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from datetime import datetime, time
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from drm_ingest.errors import json_pointer
-from drm_ingest.exchange.fit import LINE, columns_of, in_braces, meant, no_column
+from drm_ingest.exchange.fit import LINE, READ, SOURCES, columns_of, in_braces, known_of, meant, no_column
+from drm_ingest.exchange.values import as_json, boolean, integer, number, time_of
 
-SOURCES = ("column", "constant", "template")
 TYPES = ("text", "integer", "number", "boolean", "time", "json")
-_TRUE, _FALSE = {"true", "t", "yes", "y", "1"}, {"false", "f", "no", "n", "0"}
 
 _ABSENT = object()
 Read = Callable[[Mapping[str, Any]], Any]
@@ -57,13 +57,25 @@ class Times:
 class Columns:
     """Makes fields of the columns of a line."""
 
-    def __init__(self, read: Read, text: str, named: dict[str, str] | None = None) -> None:
+    def __init__(self, read: Read, text: str, told: Mapping[str, Any] | None = None) -> None:
+        """`told` is how its fields are told; None: as the columns are."""
         self.fields = read
-        self.named = named or {}
+        self._told = told
+        self.named = columns_of(told) if told else {}
         """The columns it reads, each with the pointer of a field."""
         self.text = text
         """What it was made of: another text is another import."""
         self.wants_line = LINE in text
+
+    def known(self, header: Collection[str]) -> Any:
+        """Return what is known of the fields of each line beforehand: constants, and READ for what a column holds.
+
+        Raises:
+            Unmappable
+        """
+        if self._told is None:
+            return self.fields(dict.fromkeys(filter(None, header), READ))
+        return {name: known_of(part) for name, part in self._told.items()}
 
     @classmethod
     def load(cls, path: Path | None) -> "Columns":
@@ -90,7 +102,7 @@ class Columns:
         fields = document.get("fields")
         if not isinstance(fields, dict) or not fields:
             raise BadMapping(f"{path}: [fields] says which field comes from which column; it is missing")
-        return cls(_reader(fields, (), times, absent), text, columns_of(fields))
+        return cls(_reader(fields, (), times, absent), text, fields)
 
 
 def _reader(told: Any, steps: tuple[object, ...], times: Times, absent: frozenset[Any]) -> Read:
@@ -98,7 +110,7 @@ def _reader(told: Any, steps: tuple[object, ...], times: Times, absent: frozense
     where = json_pointer(*steps)
     if isinstance(told, str):
         return _value({"column": told}, where, times, absent)
-    if isinstance(told, dict) and any(source in told for source in SOURCES):
+    if isinstance(told, dict) and steps and any(source in told for source in SOURCES):
         return _value(told, where, times, absent)
     if isinstance(told, dict):
         parts = {name: _reader(part, (*steps, name), times, absent) for name, part in told.items()}
@@ -127,7 +139,7 @@ def _value(told: Mapping[str, Any], where: str, times: Times, absent: frozenset[
     if sum(source in told for source in SOURCES) > 1:
         raise BadMapping(f"{where}: name one of {', '.join(SOURCES)}")
     if "constant" in told:
-        constant = _json(told["constant"])
+        constant = as_json(told["constant"])
         return lambda _row: constant
     from_row = (
         _template(told["template"], where, absent) if "template" in told else _column(told["column"], where, absent)
@@ -203,69 +215,14 @@ def _converter(told: Mapping[str, Any], where: str, times: Times) -> Callable[[A
             scale = Decimal(str(told.get("scale", 1)))
         except InvalidOperation:
             raise BadMapping(f"{where}: scale is a number, by which the column is multiplied") from None
-        return _integer(scale) if type_ == "integer" else _number(scale)
+        return integer(scale) if type_ == "integer" else number(scale)
     if type_ == "boolean":
-        return _boolean
+        return boolean
     if type_ == "json":
-        import json  # noqa: PLC0415
-
-        return lambda value: json.loads(value) if isinstance(value, str) else _json(value)
+        return lambda value: json.loads(value) if isinstance(value, str) else as_json(value)
     if type_ == "text":
-        return lambda value: str(_json(value)).strip()
-    return lambda value: value.strip() if isinstance(value, str) else _json(value)
-
-
-def time_of(value: Any, format_: str | None, zone: ZoneInfo) -> str:
-    """Return a time in RFC 3339 and UTC; one without an offset is of the zone, and a date its first moment."""
-    if isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime(value.year, value.month, value.day)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        value = datetime.fromtimestamp(value, UTC)
-    if not isinstance(value, datetime):
-        text = str(value).strip()
-        try:
-            value = datetime.strptime(text, format_) if format_ else datetime.fromisoformat(text)
-        except ValueError:
-            expected = f"of the format {format_}" if format_ else "of ISO 8601"
-            raise ValueError(f"is no time {expected}") from None
-    value = value if value.tzinfo else value.replace(tzinfo=zone)
-    return str(value.astimezone(UTC).isoformat().replace("+00:00", "Z"))
-
-
-def _integer(scale: Decimal) -> Callable[[Any], int]:
-    def convert(value: Any) -> int:
-        scaled = _decimal(value) * scale
-        rounded = scaled.quantize(Decimal(1), rounding=ROUND_HALF_EVEN)
-        if scale == 1 and rounded != scaled:
-            raise ValueError("is no whole number")
-        return int(rounded)
-
-    return convert
-
-
-def _number(scale: Decimal) -> Callable[[Any], int | float]:
-    def convert(value: Any) -> int | float:
-        scaled = _decimal(value) * scale
-        return int(scaled) if scaled == scaled.to_integral_value() else float(scaled)
-
-    return convert
-
-
-def _decimal(value: Any) -> Decimal:
-    try:
-        number = Decimal(str(value).strip())
-    except InvalidOperation:
-        raise ValueError("is no number") from None
-    if not number.is_finite() or number.adjusted() > 30:
-        raise ValueError("is no number that can be kept")
-    return number
-
-
-def _boolean(value: Any) -> bool:
-    folded = str(value).strip().casefold()
-    if folded in _TRUE or folded in _FALSE:
-        return folded in _TRUE
-    raise ValueError("is neither true nor false")
+        return lambda value: str(as_json(value)).strip()
+    return lambda value: value.strip() if isinstance(value, str) else as_json(value)
 
 
 def _as_they_are(row: Mapping[str, Any]) -> Any:
@@ -275,7 +232,7 @@ def _as_they_are(row: Mapping[str, Any]) -> Any:
         if value is None or value == "":
             continue
         if isinstance(name, str) and "." not in name:
-            fields[name] = _json(value)
+            fields[name] = as_json(value)
             continue
         *path, last = name.split(".") if isinstance(name, str) else [name]
         inside = fields
@@ -283,20 +240,5 @@ def _as_they_are(row: Mapping[str, Any]) -> Any:
             inside = inside.setdefault(step, {})
             if not isinstance(inside, dict):
                 raise Unmappable(json_pointer(*path), "It is a value and holds values too.")
-        inside[last] = _json(value)
+        inside[last] = as_json(value)
     return fields
-
-
-def _json(value: Any) -> Any:
-    """Return a value as JSON has it: of TOML and Parquet times become text."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, datetime):
-        return time_of(value, None, ZoneInfo("UTC"))
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, Mapping):
-        return {str(name): _json(part) for name, part in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [_json(part) for part in value]
-    return value if isinstance(value, int | float | bool) or value is None else str(value)

@@ -86,7 +86,7 @@ def lags_of(settings: Settings) -> Lags:
             return asyncio.run(look())
         except KafkaUnreachable as error:
             raise Stopped(
-                f"how far enrich and attach are behind cannot be seen: {error}; with --lag-max-events 0 "
+                f"how far enrich and attach are behind cannot be seen: {error} · with --lag-max-events 0 "
                 "the edge's answers alone set the pace"
             ) from None
 

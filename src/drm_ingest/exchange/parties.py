@@ -1,6 +1,6 @@
 """Parties from a file: found again by their references, with attributes under an origin."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -8,7 +8,7 @@ import asyncpg
 from pydantic import Field, ValidationError
 
 from drm_ingest.errors import Refusal
-from drm_ingest.exchange.fields import invalid_field, refusal_of
+from drm_ingest.exchange.fields import Wrong, invalid_field, refusal_of, wrong_in_all
 from drm_ingest.exchange.refused import LineCode, Refused
 from drm_ingest.exchange.taking import Became, Context
 from drm_ingest.postgres.bulk import parties as bulk
@@ -18,6 +18,7 @@ from drm_ingest.serve.attributes import AttributeName, Origin, stored
 from drm_ingest.serve.shapes import Time
 
 LINES = 10_000
+_NO_ORIGIN = "Say which system its attributes are from."
 
 
 class Party(door.NewParty):
@@ -26,6 +27,15 @@ class Party(door.NewParty):
     attributes: dict[AttributeName, Any] = Field(default_factory=dict, max_length=1000)
     origin: Origin | None = None
     said_at: Time | None = None
+
+
+def wrong(known: Mapping[str, Any]) -> Wrong:
+    """Tell what is wrong in every line."""
+    yield from wrong_in_all(Party, known)
+    if not known.get("refs"):
+        yield "/refs", LineCode.REFERENCE_MISSING.remedy
+    if known.get("attributes") and "origin" not in known:
+        yield "/origin", _NO_ORIGIN
 
 
 class Parties:
@@ -60,7 +70,7 @@ class Parties:
         if said_at > datetime.now(UTC) + timedelta(seconds=settings.event_future_max_s):
             raise Refused(LineCode.FIELD_INVALID, "It lies in the future; check the time zone.", "/said_at")
         if party.attributes and party.origin is None:
-            raise Refused(LineCode.FIELD_INVALID, "Say which system its attributes are from.", "/origin")
+            raise Refused(LineCode.FIELD_INVALID, _NO_ORIGIN, "/origin")
         try:
             values = {
                 name: stored(name, value, settings.attribute_bytes_max) for name, value in party.attributes.items()

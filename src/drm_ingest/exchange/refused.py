@@ -4,6 +4,7 @@ Refused   a line is not taken; the rest goes on
 Stopped   nothing more is taken: too large a share is refused, or the file cannot be read
 """
 
+import os
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -58,14 +59,23 @@ class ErrorFile:
         """`size` is how long it was at the last checkpoint: what is behind is told again."""
         self.path = path
         self.size = size
-        if path.exists():
-            with path.open("r+b") as file:
-                file.truncate(size)
-        elif size:
+        self._behind_is_gone = False
+        if size and not path.exists():
             raise Stopped(f"{path}, with what was refused until now, is gone; --restart begins anew")
 
+    @property
+    def of_an_earlier_run(self) -> bool:
+        """Whether the file has what another run refused, and loses it with the first lines that this one takes."""
+        return not self.size and self.path.exists() and self.path.stat().st_size > 0
+
     def add(self, refused: Iterable[tuple[int, str, Refused]]) -> None:
-        """Add lines, each with its number and the original."""
+        """Add lines, each with its number and the original; where there is none at all, leave no file."""
+        if not self._behind_is_gone:  # not before lines are taken: what cannot begin takes nobody's file away
+            self._behind_is_gone = True
+            if self.size:
+                os.truncate(self.path, self.size)
+            else:
+                self.path.unlink(missing_ok=True)
         text = b"".join(
             orjson.dumps(
                 {
@@ -102,7 +112,7 @@ class ShareMax:
         """
         if refused >= self._lines_min and refused > self._share_max * read and self._share_max < 1 and example:
             raise Stopped(
-                f"{refused} of {read} lines are refused, so nothing more is taken; one of them: {example.code}: "
+                f"{refused:,} of {read:,} lines are refused, so nothing more is taken; one of them: {example.code}: "
                 f"{example.reason} · mend the mapping or the file and run it again; if they really are all to be left "
                 "out, say --refused-share-max 1"
             )

@@ -7,6 +7,7 @@ import asyncpg
 from pydantic import ValidationError
 
 from drm_ingest.exchange.fields import invalid_field
+from drm_ingest.exchange.fit import meant
 from drm_ingest.exchange.refused import LineCode, Refused
 from drm_ingest.exchange.taking import Became, Context
 from drm_ingest.postgres.bulk import relations as bulk
@@ -60,12 +61,17 @@ def _refused(line: bulk.Wanted, why: bulk.NoParty | bulk.Misfit | bulk.Impossibl
             LineCode.PARTY_UNKNOWN, f"There is no party {why.name}; import the parties first.", f"/{why.field}"
         )
     if isinstance(why, bulk.Misfit):
-        holders = " or ".join(why.kinds)
-        told = f"is held by a {holders}, and this party is a {why.party_kind}." if holders else "is no role there."
-        return Refused(LineCode.ROLE_MISFIT, f"{line.role} of a {why.subject_kind} {told}", "/role")
+        return Refused(LineCode.ROLE_MISFIT, _misfit(line.role, why), "/role")
     if isinstance(why, bulk.Impossible):
         pointer, told = _IMPOSSIBLE[why.why]
         return Refused(LineCode.FIELD_INVALID, told, pointer)
     which = f"relationship {why.id}" if why.id else "of a line before"
     held = f"Party {why.party} is {why.role} {during(why.valid_from, why.valid_to)} ({which})."
     return Refused(LineCode.HELD_ALREADY, held, "/valid_from")
+
+
+def _misfit(role: str, why: bulk.Misfit) -> str:
+    on = f"on {'an' if why.subject_kind == 'employee' else 'a'} {why.subject_kind}"
+    if not why.kinds:
+        return f"There is no role {role!r} {on}{meant(role, why.roles)}; there are {', '.join(why.roles)}."
+    return f"{role} {on} is held by a party of the kind {' or '.join(why.kinds)}, and this one's is {why.party_kind}."

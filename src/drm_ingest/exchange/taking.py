@@ -16,6 +16,7 @@ from drm_ingest.exchange.mapping import Columns, Unmappable
 from drm_ingest.exchange.refused import ErrorFile, LineCode, Refused, ShareMax, Stopped
 from drm_ingest.postgres.bulk.parties import Meanwhile
 from drm_ingest.postgres.pool import PASSING
+from drm_ingest.postgres.trouble import in_words
 from drm_ingest.settings import Settings
 
 TRIES = 5
@@ -157,7 +158,7 @@ async def _write(
                 raise Stopped(f"others are in the way ({error}); run it again, and it goes on here") from None
             await asyncio.sleep(TRY_AGAIN_S)
         except PASSING as error:
-            raise Stopped(f"Postgres: {error}; run it again, and it goes on here") from None
+            raise Stopped(f"{in_words(error)} · run it again, and it goes on here") from None
     raise AssertionError
 
 

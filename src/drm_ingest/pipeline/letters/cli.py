@@ -1,12 +1,12 @@
 """`drm-ingest dead-letters list | show | replay`; what each needs is imported when it runs."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from drm_ingest.terminal import failed, settings
+from drm_ingest.terminal import failed, settings, time
 
 if TYPE_CHECKING:
     from drm_ingest.pipeline.letters.find import Wanted
@@ -19,8 +19,12 @@ Stage = Annotated[Literal["enrich", "attach"] | None, typer.Option(help="Only wh
 Code = Annotated[str | None, typer.Option(help="Only with this code: unreadable, row_refused, id_conflict.")]
 Type = Annotated[str | None, typer.Option("--type", help="Only events of this type.")]
 Subject = Annotated[str | None, typer.Option(help="Only events about this device.")]
-Since = Annotated[datetime | None, typer.Option(help="Only what was set aside then (UTC) or later.")]
-Until = Annotated[datetime | None, typer.Option(help="Only what was set aside before then (UTC).")]
+Since = Annotated[
+    datetime | None, typer.Option(parser=time, metavar="TIME", help="Only what was set aside then (UTC) or later.")
+]
+Until = Annotated[
+    datetime | None, typer.Option(parser=time, metavar="TIME", help="Only what was set aside before then (UTC).")
+]
 
 
 @letters.command("list")
@@ -108,8 +112,4 @@ def _wanted(
 ) -> "Wanted":
     from drm_ingest.pipeline.letters.find import Wanted
 
-    return Wanted(stage, code, type_, subject, _utc(since), _utc(until))
-
-
-def _utc(time: datetime | None) -> datetime | None:
-    return None if time is None else time.replace(tzinfo=UTC) if time.tzinfo is None else time
+    return Wanted(stage, code, type_, subject, since, until)

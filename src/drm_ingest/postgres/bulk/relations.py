@@ -29,11 +29,15 @@ class NoParty:
 
 @dataclass(frozen=True, slots=True)
 class Misfit:
-    """The role does not join a subject and a party of these kinds; `kinds` of parties hold it on such a subject."""
+    """The role does not join a subject and a party of these kinds.
+
+    `kinds` of parties hold it on such a subject; where none does, there are other `roles` on it.
+    """
 
     subject_kind: str
     party_kind: str
     kinds: Sequence[str]
+    roles: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +102,8 @@ def _judged(line: Wanted, id_: UUID, known: Known) -> Fresh | Became:
     if why := _impossible(line, subject, party[0]):
         return why
     if party[1] not in kinds:
-        return Misfit(of_subject, party[1], sorted(kinds))
+        roles = sorted(role for role, kind in known.joins if kind == of_subject)
+        return Misfit(of_subject, party[1], sorted(kinds), roles)
     fresh = Fresh(id_, subject, of_subject, party[0], party[1], kinds[party[1]], line)
     return _beside(fresh, known.taken)
 
