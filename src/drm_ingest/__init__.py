@@ -90,9 +90,10 @@ take too long to read so is counted beforehand, in bounded steps: `totals/step.p
 `totals/find.py` found too large, up to what `totals/horizon.py` knows to be committed; `totals/fresh.py` adds new
 events, `totals/touched.py` knows which subjects a change concerns, `totals/compare.py` counts the difference between
 what is counted and what holds, `totals/parts.py` has the rare parts of a record and `totals/shown.py` adds up what is
-shown, which `record/whole.py` reads. `record/timeline.py` tells it all in one order, a page at a time
-(`record/page.py`): `record/by_subject.py` looks for the events on each subject, `record/by_time.py` among everybody's
-newest, and `record/turned.py` tells when relations began and ended. `store/fates.py` tells what became of a single
+shown, which `record/whole.py` and `record/figures.py` read; `record/then.py` makes figures of another time of it.
+`record/timeline.py` tells it all in one order, a page at a time (`record/page.py`): `record/by_subject.py` looks for
+the events on each subject, `record/by_time.py` among everybody's newest, and `record/turned.py` tells when relations
+began and ended. `store/fates.py` tells what became of a single
 event. `bulk/parties.py` (`bulk/said.py`: what is said of them), `bulk/devices.py` and `bulk/relations.py` (judged by
 what `bulk/known.py` finds, written by `bulk/begun.py`) have the same rules for many at once; `bulk/unload.py` hands all
 of it out. Each process has the rights of its own role and no others (`roles.py`).

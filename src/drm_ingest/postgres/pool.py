@@ -57,10 +57,13 @@ def open_pool(
     *,
     connections_max: int | None = None,
     server_settings: Mapping[str, str] | None = None,
+    stateless: bool = False,
 ) -> Pool:
     """Return a pool to enter with `async with`; connections are made when first needed, so Postgres may be down.
 
-    `server_settings` are further parameters of its sessions, such as those of the planner.
+    `server_settings` are further parameters of its sessions, such as those of the planner. `stateless`: whoever borrows
+    leaves nothing in a session but perhaps an open transaction, which is rolled back; asyncpg then cleans nothing up,
+    which is a question to Postgres at each return.
     """
     pool = Pool(
         settings.postgres_dsn.get_secret_value(),
@@ -72,11 +75,16 @@ def open_pool(
         loop=asyncio.get_running_loop(),
         connection_class=asyncpg.Connection,
         record_class=asyncpg.Record,
+        reset=_leave_as_it_is if stateless else None,
         init=functools.partial(_end_silence, settings=settings),
         **_bounds(settings, application_name, server_settings or {}),
     )
     pool._acquire_timeout_s = settings.postgres_acquire_timeout_s
     return pool
+
+
+async def _leave_as_it_is(_connection: asyncpg.Connection) -> None:
+    """Asyncpg has rolled back by now what was open."""
 
 
 async def connect(settings: Settings, application_name: str) -> asyncpg.Connection:

@@ -13,10 +13,11 @@ from uuid import UUID
 
 import asyncpg
 
-from drm_ingest.postgres.record import kinds, own, tally, whole
+from drm_ingest.postgres.record import figures, kinds, own, tally, whole
+from drm_ingest.postgres.record.figures import Rows
 from drm_ingest.postgres.record.known import NOW, View
-from drm_ingest.postgres.record.reading import PARTS_MAX, Reading, Rows
-from drm_ingest.postgres.registry import attributes, parties
+from drm_ingest.postgres.record.reading import PARTS_MAX, Reading
+from drm_ingest.postgres.registry import attributes
 from drm_ingest.postgres.relations import links
 
 
@@ -59,8 +60,9 @@ class PartyRecord:
     """scale, score, answers, first_at, last_at."""
     part: Mapping[str, Rows]
     """What only a party of its kind has; see kinds.py. `visited`, if it is there, says how many visits there are."""
-    read: asyncpg.Record
-    """read_at, attached_at."""
+    read_at: datetime
+    attached_at: datetime | None
+    """When events were last stored, of anybody."""
     totals_through: datetime | None
     """Events recorded until then are counted; None: all that are stored."""
     relations_now: tuple[int, int, int]
@@ -70,15 +72,16 @@ class PartyRecord:
 async def of_party(db: asyncpg.Connection, party: UUID, view: View, shown: Shown) -> PartyRecord:
     """Put together the record of a party, which exists, and those linked to it."""
     async with db.transaction(isolation="repeatable_read", readonly=True):
-        group = await links.group(db, party, view.known_at)
-        members = await parties.parties_of(db, group)
-        totals = await db.fetchrow(whole.OF_GROUP, group[0]) if view.known_at is None else None
-        if totals is not None and totals["members"] != group:
-            totals = None
-        large = None if totals is None else totals["id"]
+        members = await links.members(db, party, view.known_at)
+        group = [row["id"] for row in members]
+        read = await db.fetchrow(whole.READ, group[0] if view.known_at is None else None, view == NOW)
+        large = read["large"] if read["members"] == group else None
         # What was current at another time than now is not counted beforehand; what happened until then is.
-        record = Reading(db, view.of(group), large if view == NOW else None)
-        listed = await (_listed(record, shown) if record.large is None else _listed_of_large(record, shown))
+        record = Reading(db, view.of(group))
+        if large is not None and view == NOW:
+            record = replace(record, large=large, figures=figures.of(read["shown"]))
+        added = record.figures
+        listed = await (_listed(record, shown) if added is None else _listed_of_large(record, added, shown))
         devices = [row["subject"] for row in listed["devices"]]
         happened = await _happened_by_totals(record, large, devices, shown.days) if large is not None else None
         latest, days = happened or await _happened(record, devices, shown.days)
@@ -94,8 +97,9 @@ async def of_party(db: asyncpg.Connection, party: UUID, view: View, shown: Shown
             faults=await record.figure("faults", own.FAULTS, PARTS_MAX),
             satisfaction=await record.figure("satisfaction", own.SATISFACTION),
             part=await kinds.part(record, members[0]["kind"], shown.around_visit_days),
-            read=await db.fetchrow(own.READ),
-            totals_through=totals["through"] if totals is not None and (happened or record.large) else None,
+            read_at=read["read_at"],
+            attached_at=read["attached_at"],
+            totals_through=read["through"] if happened or record.large else None,
         )
 
 
@@ -112,14 +116,13 @@ async def _listed(record: Reading, shown: Shown) -> dict[str, Any]:
     }
 
 
-async def _listed_of_large(record: Reading, shown: Shown) -> dict[str, Any]:
+async def _listed_of_large(record: Reading, figures: Mapping[str, Rows], shown: Shown) -> dict[str, Any]:
     db, group = record.db, record.of[0]
     relations: Rows = []
     for statement in whole.RELATIONS.values():
         if len(relations) < shown.relations:
             relations += await db.fetch(statement, group, shown.relations - len(relations))
-    (held,) = await db.fetch(whole.FIGURES["relations"], record.large)
-    (found,) = await db.fetch(whole.FIGURES["devices_now"], record.large)
+    (held,), (found,) = figures["relations"], figures["devices_now"]
     return {
         "relations": relations,
         "relations_now": (held["holding"], held["planned"], held["past"]),

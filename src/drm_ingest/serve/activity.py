@@ -1,17 +1,15 @@
 """What happened on a record or a device: counts, the latest, ratings and faults; and the two times it is seen at."""
 
-from collections.abc import Iterable, Sequence
 from datetime import date
 from decimal import Decimal
 from itertools import groupby
 from typing import Annotated, Any
 
-import asyncpg
-import orjson
 from pydantic import BaseModel, Field
 
+from drm_ingest.postgres.record.figures import Rows
 from drm_ingest.postgres.record.known import View
-from drm_ingest.serve.shapes import Request, Time, from_json
+from drm_ingest.serve.shapes import Request, Time, decoded, from_json
 
 
 class ViewQuery(Request):
@@ -49,7 +47,7 @@ class Activity(BaseModel):
     latest: dict[str, State] = Field(description="by type")
 
 
-def activity(rows: Sequence[asyncpg.Record]) -> Activity:
+def activity(rows: Rows) -> Activity:
     """Return what rows of a record say, those over all devices."""
     over_all = [row for row in rows if row["device"] is None]
     return Activity(
@@ -69,7 +67,7 @@ class Day(BaseModel):
     events_by_type: dict[str, int] = Field(examples=[{"device.measurement": 288}])
 
 
-def days(rows: Iterable[asyncpg.Record]) -> list[Day]:
+def days(rows: Rows) -> list[Day]:
     """Return rows of a day and a type as days."""
     found = []
     for day, of_day in groupby(rows, key=lambda row: row["day"]):
@@ -96,11 +94,11 @@ class OpenFaults(BaseModel):
     items: list[OpenFault] = Field(description="last raised first; at most 100")
 
 
-def open_faults(rows: Sequence[asyncpg.Record]) -> OpenFaults:
+def open_faults(rows: Rows) -> OpenFaults:
     """Return open faults; what `data` says besides the code is that of when it was last raised."""
     items = []
     for row in rows:
-        data = orjson.loads(row["data"])
+        data = decoded(row["data"])
         told = {name: _text(data.get(name)) for name in ("severity", "message", "component")}
         items.append(OpenFault(device=row["subject"], **row, **told))
     return OpenFaults(open=rows[0]["open"] if rows else 0, items=items)
@@ -127,7 +125,7 @@ class Answers(BaseModel):
 Satisfaction = Annotated[dict[str, Answers], Field(description="by scale: csat 1 to 5, nps 0 to 10, ces 1 to 7")]
 
 
-def satisfaction(rows: Iterable[asyncpg.Record]) -> dict[str, Answers]:
+def satisfaction(rows: Rows) -> dict[str, Answers]:
     """Return rows of a scale and a score by scale."""
     found = {}
     for scale, of_scale in groupby(sorted(rows, key=lambda row: row["scale"]), key=lambda row: row["scale"]):

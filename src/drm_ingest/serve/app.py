@@ -91,7 +91,7 @@ def build(settings: Settings, metrics: Metrics) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with (
-            open_pool(settings, "drm serve", server_settings=PLANNER) as pool,
+            open_pool(settings, "drm serve", server_settings=PLANNER, stateless=True) as pool,
             contextlib.nullcontext() if apart is None else health.serve(settings.serve_host, apart, metrics, ready),
         ):
             app.state.store = Store(pool, settings, Guesses(settings))

@@ -1,17 +1,15 @@
 """What the record of a vendor, a partner, an employee or a supplier has beside everybody's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-import asyncpg
 from pydantic import BaseModel, Field
 
+from drm_ingest.postgres.record.figures import Rows
 from drm_ingest.postgres.record.reading import PARTS_MAX
 from drm_ingest.serve.activity import Satisfaction, satisfaction
 from drm_ingest.serve.shapes import Time
-
-Rows = Sequence[asyncpg.Record]
 
 
 class FaultCode(BaseModel):

@@ -198,6 +198,11 @@ async def record(
         service=kinds.service(found.part, query.around_visit_days) if kind == "partner" else None,
         care=kinds.care(found.part) if kind == "employee" else None,
         supply=kinds.supply(found.part) if kind == "supplier" else None,
-        freshness=Freshness(**found.read, recorded_at=max(stored, default=None), totals_through=found.totals_through),
+        freshness=Freshness(
+            read_at=found.read_at,
+            recorded_at=max(stored, default=None),
+            attached_at=found.attached_at,
+            totals_through=found.totals_through,
+        ),
     )
     return answer(content, if_none_match, but={"freshness"})

@@ -60,7 +60,8 @@ def _ahead(time: datetime) -> datetime:
     return time
 
 
-def _decoded(value: Any) -> Any:
+def decoded(value: Any) -> Any:
+    """Return what is in a jsonb column: asyncpg hands out its text."""
     return orjson.loads(value) if isinstance(value, str) else value
 
 
@@ -91,8 +92,7 @@ Time = Annotated[
 ]
 Expiry = Annotated[Time, AfterValidator(_ahead)]
 """A key that has ended before it is made is somebody's mistake about a date or an offset."""
-from_json = BeforeValidator(_decoded)
-"""For a jsonb column: asyncpg hands out its text."""
+from_json = BeforeValidator(decoded)
 
 
 class Request(BaseModel):

@@ -3,7 +3,8 @@
 from collections.abc import Awaitable, Callable, Mapping
 
 from drm_ingest.postgres.record import cared_for, serviced, sold, supplied, whole
-from drm_ingest.postgres.record.reading import PARTS_MAX, Reading, Rows
+from drm_ingest.postgres.record.figures import Rows
+from drm_ingest.postgres.record.reading import PARTS_MAX, Reading
 
 
 async def part(record: Reading, kind: str, around_visit_days: int) -> Mapping[str, Rows]:
@@ -28,7 +29,7 @@ async def _of_vendor(record: Reading) -> Mapping[str, Rows]:
 async def _of_partner(record: Reading, around_visit_days: int) -> Mapping[str, Rows]:
     devices = await record.figure("serviced", serviced.DEVICES)
     around = (PARTS_MAX, around_visit_days)
-    if record.large is None:
+    if record.figures is None:
         return {
             "devices": devices,
             "visits": await record.live(serviced.VISITS, *around),
@@ -40,7 +41,7 @@ async def _of_partner(record: Reading, around_visit_days: int) -> Mapping[str, R
         "devices": devices,
         "visits": await record.live(serviced.newest("$6"), *around, on),
         "satisfaction": await record.live(serviced.satisfaction("$6"), *around, on),
-        "visited": await record.db.fetch(whole.FIGURES["visits"], record.large),
+        "visited": record.figures["visits"],
     }
 
 

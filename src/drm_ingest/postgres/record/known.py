@@ -116,3 +116,14 @@ def party_called(name: str) -> str:
                where namespace = split_part(substr({name}, 7), ':', 1) collate "default"
                  and ref = substr({name}, 8 + length(split_part(substr({name}, 7), ':', 1))) collate "default")
            when {name} ~ '^party:[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}$' then substr({name}, 7)::uuid end"""
+
+
+NAMED = f"""
+named (name, party) as materialized (
+    select name, {party_called("name")}
+    from wanted where starts_with(name, 'party:')
+)"""
+"""Whose names there are among the names in `wanted`."""
+
+KIN = kin("known", "(select party, other from party_link where upper_inf(recorded))")
+"""Each `party` of `known`, and all that are linked to it now."""

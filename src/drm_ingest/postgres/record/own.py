@@ -49,14 +49,12 @@ mine as (
 ), {lens("''", "mine", AT)}, {OPEN_FAULTS}"""
 
 
-FAULTS = f"""
-with {open_faults()}
+TOLD_FAULTS = """
 select subject, code, since, last_at, raised, data, count(*) over () as open
 from open_fault order by last_at desc, subject, code limit $4"""
+FAULTS = f"with {open_faults()} {TOLD_FAULTS}"
 
 # Of everything that is on the record.
 SATISFACTION = f"""
 with recursive {ABOUT}, {SPAN},
 lens (of, subject, starts, ends, current) as (select '', subject, starts, ends, true from span), {RATINGS}"""
-
-READ = "select now() as read_at, max(moved_at) as attached_at from consumer_position"

@@ -33,19 +33,8 @@ reached (party, subject, valid) as materialized (
 )"""
 
 
-def counted(large: str) -> str:
-    """Return the same steps, with `reached` as it is in the totals of a large party, whose number is in a parameter."""
-    return f"""{_sold()},
-reached (party, subject, valid) as materialized (
-    select party, case when not starts_with(subject, 'party:') then subject end, valid * {UNTIL}
-    from large_party_reached where large = {large} and {STARTED}
-)"""
-
-
-def sales(reached: str) -> str:
-    """Return how many devices and customers there are, after these steps."""
-    return f"""
-with recursive {reached},
+SALES = f"""
+with recursive {reached()},
 {kin("reached")},
 person as (select party, (array_agg(same order by same))[1] as id from kin group by party)
 select (select count(distinct subject) from sold) as devices_sold,
@@ -54,11 +43,8 @@ select (select count(distinct subject) from sold) as devices_sold,
        count(distinct person.id) filter (where valid @> {AT}) as customers_now
 from reached join person using (party)"""
 
-
-def satisfaction(reached: str) -> str:
-    """Return what they answered, after these steps."""
-    return f"""
-with recursive {reached},
+SATISFACTION = f"""
+with recursive {reached()},
 {kin("reached")}, {CALLED},
 said_or_done (subject, valid) as (
     select subject, valid from reached where subject is not null
@@ -66,17 +52,11 @@ said_or_done (subject, valid) as (
     select called.subject, reached.valid from reached join called using (party)
 ), {lens("''", "said_or_done", AT)}, {RATINGS}"""
 
-
 OPEN = f"""
 owned as (select subject, valid from reached where subject is not null),
 {lens("''", "owned", AT)}, {OPEN_FAULTS}"""
 
-
-def faults(reached: str) -> str:
-    """Return the faults open on these devices by code, at most $4, after these steps."""
-    return f"""
-with {reached}, {OPEN}
+# Open on these devices, by code; at most $4.
+FAULTS = f"""
+with {reached()}, {OPEN}
 {FAULTS_BY_CODE}"""
-
-
-SALES, SATISFACTION, FAULTS = sales(reached()), satisfaction(reached()), faults(reached())

@@ -3,16 +3,18 @@
 Pages of devices and relations are read live, along indexes in their orders. Everything else was counted.
 """
 
-from drm_ingest.postgres.record import sold
 from drm_ingest.postgres.record.known import RELATION, STARTED, UNTIL, holds
-from drm_ingest.postgres.record.rare import RATINGS
 from drm_ingest.postgres.record.tally import TALLY, TOLD
 
-# $1 the first of the group.
-OF_GROUP = """
-select id, members, case when stale then shown_at else through end as through
-from large_party cross join totals_position
-where party = $1 and built_at is not null and shown is not null"""
+# $1 the first of the group; null: nobody's totals are asked for. $2 whether the figures are.
+READ = """
+select now() as read_at, (select max(moved_at) from consumer_position) as attached_at, totals.*
+from (select) as one left join (
+    select id as large, members, case when stale then shown_at else through end as through,
+           case when $2::boolean then shown end as shown
+    from large_party cross join totals_position
+    where party = $1 and built_at is not null and shown is not null
+) as totals on true"""
 
 # -- of the group $1, at most $2 ---------------------------------------------------------------------------------------
 
@@ -140,47 +142,3 @@ select distinct subject from (
     select subject from large_party_part where large = $1 and part = 'visit'
     order by row ->> 'occurred_at' desc, row ->> 'about', row ->> 'source', row ->> 'id', subject limit $2
 ) as newest"""
-
-
-def _shown(name: str, columns: str) -> str:
-    return f"""
-select figure.* from large_party cross join lateral jsonb_to_recordset(shown -> '{name}') as figure ({columns})
-where large_party.id = $1"""
-
-
-_ANSWERS = "scale text, score numeric, answers bigint, first_at timestamptz, last_at timestamptz"
-FIGURES = {
-    name: _shown(name, columns)
-    for name, columns in {
-        "relations": "holding bigint, planned bigint, past bigint",
-        "devices_now": "devices_now bigint",
-        "faults": "subject text, code text, since timestamptz, last_at timestamptz, raised bigint, data jsonb, "
-        "open bigint",
-        "satisfaction": _ANSWERS,
-        "sales": "devices_sold bigint, devices_now bigint, customers_reached bigint, customers_now bigint",
-        "sold_satisfaction": _ANSWERS,
-        "sold_faults": "code text, devices bigint, open bigint, devices_in_all bigint",
-        "supplied": "devices bigint, devices_now bigint",
-        "batches": "role text, batch text, devices bigint, devices_now bigint, faults_raised bigint, "
-        "devices_with_faults bigint, faults_open bigint, batches bigint",
-        "supplied_faults": "role text, batch text, code text, open bigint",
-        "serviced": "devices bigint, devices_now bigint",
-        "visits": "visits bigint",
-    }.items()
-}
-"""The rows of totals/shown.py."""
-
-# As of another time nothing is added up, but the ranges that were counted serve: what was true by then is the same now.
-# After $1 to $3 and the statement's own parameters comes the large party.
-THEN = {
-    "satisfaction": f"""
-with lens (of, subject, starts, ends, current) as (
-    select '', subject, lower(during), upper(during), true
-    from large_party_span cross join lateral unnest(valid * tstzmultirange({UNTIL})) as during
-    where large = $4 and coalesce(cardinality($1::uuid[]) > 0, $3::timestamptz is null)
-), {RATINGS}""",
-    "sales": sold.sales(sold.counted("$4")),
-    "sold_satisfaction": sold.satisfaction(sold.counted("$4")),
-    "sold_faults": sold.faults(sold.counted("$5")),
-}
-"""By the names of `FIGURES`, the same rows as of $2."""

@@ -9,13 +9,14 @@ from uuid import UUID
 
 import asyncpg
 
-_PARTY = """
+PARTY = """
 select id, kind, name, created_at, coalesce(
            (select jsonb_object_agg(namespace, refs)
             from (select namespace, jsonb_agg(ref order by ref collate "C") as refs
                   from party_ref where party = party.id group by namespace) as named),
            '{}') as refs
 from party"""
+"""As rows of parties are returned."""
 
 Reference = tuple[str, str]
 """A namespace and what stands in it, as it is kept."""
@@ -105,7 +106,7 @@ async def find_party(db: asyncpg.Connection, name: str) -> UUID | None:
 
 async def party(db: asyncpg.Connection, id_: UUID) -> asyncpg.Record | None:
     """Return id, kind, name, created_at, refs (JSON text); parties are never deleted."""
-    return await db.fetchrow(f"{_PARTY} where id = $1", id_)
+    return await db.fetchrow(f"{PARTY} where id = $1", id_)
 
 
 async def kinds(db: asyncpg.Connection, ids: Sequence[UUID]) -> list[asyncpg.Record]:
@@ -113,12 +114,6 @@ async def kinds(db: asyncpg.Connection, ids: Sequence[UUID]) -> list[asyncpg.Rec
     rows: list[asyncpg.Record] = await db.fetch(
         "select id as party, kind from party where id = any ($1::uuid[]) order by id", ids
     )
-    return rows
-
-
-async def parties_of(db: asyncpg.Connection, ids: Sequence[UUID]) -> list[asyncpg.Record]:
-    """Return the same of several, by age."""
-    rows: list[asyncpg.Record] = await db.fetch(f"{_PARTY} where id = any ($1::uuid[]) order by id", ids)
     return rows
 
 
@@ -132,7 +127,7 @@ async def parties(
         return [row] if row and kind in (None, row["kind"]) and (after is None or row["id"] > after) else []
     return list(
         await db.fetch(
-            f"{_PARTY} where id > $1 and ($2::text is null or kind = $2) order by id limit $3",
+            f"{PARTY} where id > $1 and ($2::text is null or kind = $2) order by id limit $3",
             after or UUID(int=0), kind, limit,
         )
     )  # fmt: skip

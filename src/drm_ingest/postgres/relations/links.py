@@ -9,6 +9,8 @@ from uuid import UUID
 
 import asyncpg
 
+from drm_ingest.postgres.registry.parties import PARTY
+
 OPEN = "upper_inf(recorded)"
 # Two halves, each with a partial index of its own.
 _KNOWN = (
@@ -28,12 +30,13 @@ with recursive grown (party) as (
         union all
         select party_link.party from party_link where party_link.other = grown.party and {condition}
     ) as next
-)
-select array_agg(party order by party) from grown"""
+)"""
 
 
-GROUP = _group(OPEN)
-GROUP_KNOWN = _group(_KNOWN)
+_IDS = "select array_agg(party order by party) from grown"
+GROUP, GROUP_KNOWN = f"{_group(OPEN)} {_IDS}", f"{_group(_KNOWN)} {_IDS}"
+_ROWS = f"{PARTY} where id = any (array(select party from grown)) order by id"
+MEMBERS, MEMBERS_KNOWN = f"{_group(OPEN)} {_ROWS}", f"{_group(_KNOWN)} {_ROWS}"
 
 LINK = "id, party, other, reason, asserted_by, lower(recorded) as linked_at"
 
@@ -46,6 +49,16 @@ async def group(db: asyncpg.Connection, party: UUID, known_at: datetime | None =
     else:
         found = await db.fetchval(GROUP_KNOWN, party, known_at)
     return found
+
+
+async def members(db: asyncpg.Connection, party: UUID, known_at: datetime | None = None) -> list[asyncpg.Record]:
+    """Return the same parties with what they are called: id, kind, name, created_at, refs (JSON text)."""
+    rows: list[asyncpg.Record]
+    if known_at is None:
+        rows = await db.fetch(MEMBERS, party)
+    else:
+        rows = await db.fetch(MEMBERS_KNOWN, party, known_at)
+    return rows
 
 
 async def links(

@@ -11,18 +11,9 @@ from datetime import datetime
 
 import asyncpg
 
-from drm_ingest.postgres.record.known import kin, party_called
+from drm_ingest.postgres.record.known import KIN, NAMED
 from drm_ingest.postgres.record.tally import cut
 from drm_ingest.postgres.totals.fresh import ADD
-
-NAMED = f"""
-named (name, party) as materialized (
-    select name, {party_called("name")}
-    from wanted where starts_with(name, 'party:')
-)"""
-
-KIN = kin("known", "(select party, other from party_link where upper_inf(recorded))")
-"""Each `party` of `known`, and all that are linked to it now."""
 
 Pair = tuple[int, str]
 """A large party by the id of its totals, and a subject."""

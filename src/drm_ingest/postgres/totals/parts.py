@@ -15,9 +15,9 @@ from collections.abc import Collection, Mapping, Sequence
 import asyncpg
 
 from drm_ingest.postgres.record import own, serviced, sold, supplied
-from drm_ingest.postgres.record.known import AT
+from drm_ingest.postgres.record.known import AT, KIN, NAMED
 from drm_ingest.postgres.record.rare import CONTACT, FAULT, RATING, RATINGS, lens
-from drm_ingest.postgres.totals.compare import EACH, KIN, NAMED, Pair, columns
+from drm_ingest.postgres.totals.compare import EACH, Pair, columns
 
 _OF_EACH = {
     "$1": "each.members", "$2": "null", "$3": "null", "$4": "each.subjects", "$5": "each.large",

@@ -6,7 +6,8 @@ from uuid import UUID
 
 import asyncpg
 
-from drm_ingest.postgres.totals.compare import EACH, KIN, NAMED, Pair, columns
+from drm_ingest.postgres.record.known import KIN, NAMED
+from drm_ingest.postgres.totals.compare import EACH, Pair, columns
 
 LINK_CHANGES = ("linked", "unlinked")
 
