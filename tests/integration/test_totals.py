@@ -90,6 +90,48 @@ async def test_a_large_party_is_read_from_totals_that_tell_their_freshness(
     assert (await get(admin, f"/v1/parties/{volt}"))["events"] == 35
 
 
+async def test_figures_of_a_large_party_as_of_another_time_are_those_of_then(
+    admin: httpx.AsyncClient, attach: Attach, keeper: Keeper
+) -> None:
+    volt, cells = await party(admin, "Volt", "vendor"), await party(admin, "Cells", "supplier")
+    ada, bo = await party(admin, "Ada", ref="ada"), await party(admin, "Bo", ref="bo")
+    for number in range(3):
+        await holds(admin, volt, "sold_by", f"meter-{number}", NOON)
+        await holds(admin, cells, "parts_by", f"meter-{number}", NOON)
+    await holds(admin, ada, "owner", "meter-0", NOON, NOON + 3 * DAY)
+    await holds(admin, bo, "owner", "meter-0", NOON + 3 * DAY)
+    await holds(admin, bo, "owner", "meter-1", NOON + 3 * DAY)
+
+    def fault(device: int, days: int, state: str) -> Sent:
+        at, data = NOON + days * DAY, f'{{"code": "E4", "severity": "error", "state": "{state}"}}'
+        return Sent(f"meter-{device}", f"{device} {days}", at, "device.fault", data)
+
+    def answered(subject: str, days: int, score: int) -> Sent:
+        data = f'{{"scale": "csat", "score": {score}}}'
+        return Sent(subject, f"answer {days}", NOON + days * DAY, "feedback.rating", data)
+
+    await attach(
+        fault(0, 1, "raised"), fault(0, 4, "cleared"), fault(1, 5, "raised"), fault(2, 1, "raised"),
+        fault(2, 1 + 1, "cleared"), answered("party:ref:ada", 1, 5), answered("meter-0", 2, 4),
+        answered("party:ref:bo", 4, 1), answered("meter-1", 5, 2),
+    )  # fmt: skip
+    views = [{"as_of": (NOON + days * DAY + HOUR).isoformat()} for days in (1, 2, 3, 4, 5)]
+    live = [await get(admin, f"/v1/parties/{who}", **view) for who in (volt, cells) for view in views]
+    await keeper.catch_up()
+    then = [await get(admin, f"/v1/parties/{who}", **view) for who in (volt, cells) for view in views]
+    assert all(record["freshness"]["totals_through"] for record in then)
+    assert [_comparable(record) for record in then] == [_comparable(record) for record in live]
+    of_volt, of_cells = then[1], then[len(views) + 1]
+    assert of_volt["sales"]["customers_reached"] == of_volt["sales"]["customers_now"] == 1
+    assert (then[3]["sales"]["customers_reached"], then[3]["sales"]["customers_now"]) == (2, 1)
+    assert of_volt["sales"]["faults"]["by_code"] == [{"code": "E4", "devices": 1}]
+    assert of_volt["sales"]["satisfaction"]["csat"]["by_score"] == {"4": 1, "5": 1}
+    assert of_volt["satisfaction"]["csat"]["by_score"] == {"4": 1}
+    assert of_volt["faults"]["open"] == of_cells["faults"]["open"] == 1
+    (batch,) = of_cells["supply"]["items"]
+    assert (batch["faults_raised"], batch["faults_open"], batch["open_by_code"]) == (2, 1, {"E4": 1})
+
+
 async def test_a_keeper_that_begins_while_others_write_does_not_count_from_long_before(
     admin: httpx.AsyncClient, database: str, keeper: Keeper
 ) -> None:
