@@ -15,6 +15,7 @@ from drm_ingest.exchange.cli import export, importing
 from drm_ingest.pipeline.letters.cli import letters
 from drm_ingest.terminal import failed as _failed
 from drm_ingest.terminal import settings as _settings
+from drm_ingest.terminal import time as _time
 
 CONNECTIONS = ("DRM_KAFKA_", "DRM_POSTGRES_", "DRM_EDGE_URL")
 PROCESSES = {"edge", "enrich", "attach", "serve"}  # they write to their log what others say on the terminal
@@ -274,7 +275,8 @@ def send(
     time_column: Annotated[str | None, typer.Option(help="The column that tells when it happened (ISO 8601).")] = None,
     timezone: Annotated[str, typer.Option(help="Of times without an offset.")] = "UTC",
     starts_at: Annotated[
-        datetime | None, typer.Option(help="The time column tells the time passed since then (UTC).")
+        datetime | None,
+        typer.Option(parser=_time, metavar="TIME", help="The time column tells the time passed since then (UTC)."),
     ] = None,
     id_column: Annotated[
         str | None,

@@ -118,10 +118,12 @@ def test_events_without_a_key_are_told_where_one_is(tmp_path: Path) -> None:
     assert (code, "DRM_DATA_DIR" in told) == (2, True), told
 
 
-@pytest.mark.parametrize("command", [("export", "out"), ("dead-letters", "list")])
+@pytest.mark.parametrize(
+    "command", [("export", "out", "--since"), ("dead-letters", "list", "--until"), ("send", __file__, "--starts-at")]
+)
 def test_a_time_that_is_none_is_told_with_how_one_is_written(tmp_path: Path, command: tuple[str, ...]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "drm_ingest", *command, "--since", "march"],
+        [sys.executable, "-m", "drm_ingest", *command, "march"],
         env=environment(COLUMNS="300"), cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 2

@@ -18,15 +18,18 @@ def refused(what: str, file: Path, mapping: Path | None = None) -> str:
 @pytest.mark.parametrize(
     ("what", "file", "told"),
     [
-        ("parties", "Ref,nmae\n1,Ada\n",
+        ("parties", "Ref,nmae,kind\n1,Ada,customer\n",
          ("/Ref: There is no such field (did you mean 'refs'?). · ",
-          "/nmae: There is no such field (did you mean 'name'?). · /kind: Must be given. · and 2 more",
-          " · expected are kind, name, refs.<namespace>, attributes.<name>, origin, said_at; there are Ref, nmae · ")),
+          "/nmae: There is no such field (did you mean 'name'?). · /name: Must be given. · and 1 more",
+          " · expected are kind, name, refs.<namespace>, attributes.<name>, origin, said_at",
+          "; there are Ref, nmae, kind · ")),
         ("parties", "kind,name,refs.CRM,attributes.city\n",
          ("/refs/CRM: Must match", "/origin: Say which system its attributes are from.")),
         ("parties", "kind,name,refs,refs.crm\n", ("/refs: It is a value and holds values too.",)),
-        ("events", "Type,celsius\n", ("/type: Must be given.", "(did you mean 'type'?)")),
-        ("devices", '{"serial": 1}\n', ("of devices: /serial: There is no such field.", "there are serial ·")),
+        ("events", "Type,time\n", ("/type: Must be given.", "(did you mean 'type'?)")),
+        ("devices", "serial\n",
+         ("not the fields of devices: expected are subject, model, firmware; there are serial · --mapping names",)),
+        ("devices", '{"serial": 1}\n', ("of devices: expected are subject, ", "there are serial ·")),
     ],
 )  # fmt: skip
 def test_columns_that_are_not_the_fields_are_told_with_those_that_are(

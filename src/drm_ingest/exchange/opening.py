@@ -21,7 +21,7 @@ Tell = Callable[[str], None]
 REFUSED_TOLD = 5
 _TARGETS: Mapping[str, tuple[Callable[[Mapping[str, Any]], Wrong], Collection[str]]] = {
     "parties": (parties.wrong, parties.Party.model_fields),
-    "devices": (partial(wrong_in_all, devices.Device), devices.Device.model_fields),
+    "devices": (partial(wrong_in_all, devices.Device), ("subject", "model", "firmware")),
     "relationships": (partial(wrong_in_all, NewRelationship), NewRelationship.model_fields),
     "events": (events.wrong, events.FIELDS),
 }
@@ -94,10 +94,12 @@ def _unfit(wanted: Import, columns: Columns, file: File) -> str | None:
         wrong = _wrong_in_all(wanted.what, columns, ())
         return f"{wanted.mapping} does not fit {wanted.what}: {wrong}" if wrong else None
     names = file.first_names() if header is None else header
-    if header is None and (not names or set(names) & set(_TARGETS[wanted.what][1])):
+    some_fit = {name.partition(".")[0] for name in names} & set(_TARGETS[wanted.what][1])
+    if header is None and (not names or some_fit):
         return None  # each line has its own, and one that is wrong says nothing of the others
     if not (wrong := _wrong_in_all(wanted.what, columns, names)):
         return None
+    wrong = wrong if some_fit else wrong.rpartition(" · ")[2]  # where nothing fits, what does not is no news
     return (
         f"the columns of {wanted.path.name} are not the fields of {wanted.what}: {wrong}; there are {listed(names)} · "
         "--mapping names a file that says which column is which field (docs/import.md)"
