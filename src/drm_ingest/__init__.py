@@ -85,18 +85,18 @@ of SQL: `record/known.py` reads relations and links as they were known at a time
 record is about, and when, `record/tally.py` counts what happened then, `record/own.py` is what everybody's record shows
 beside that, and `record/rare.py` looks at faults, ratings and visits one by one, for `record/sold.py` (of a vendor),
 `record/serviced.py` (of a partner), `record/cared_for.py` (of an employee) and `record/supplied.py` (of a supplier),
-which `record/kinds.py` picks from. `record/reading.py` reads a figure live or as it was counted beforehand. What would
-take too long to read so is counted beforehand, in bounded steps: `totals/step.py` does one of them for the parties that
+which `record/kinds.py` picks from; `record/figures.py` asks for all that are picked at once. What would take too long
+to read so is counted beforehand, in bounded steps: `totals/step.py` does one of them for the parties that
 `totals/find.py` found too large, up to what `totals/horizon.py` knows to be committed; `totals/fresh.py` adds new
 events, `totals/touched.py` knows which subjects a change concerns, `totals/compare.py` counts the difference between
 what is counted and what holds, `totals/parts.py` has the rare parts of a record and `totals/shown.py` adds up what is
 shown, which `record/whole.py` and `record/figures.py` read; `record/then.py` makes figures of another time of it.
 `record/timeline.py` tells it all in one order, a page at a time (`record/page.py`): `record/by_subject.py` looks for
 the events on each subject, `record/by_time.py` among everybody's newest, and `record/turned.py` tells when relations
-began and ended. `store/fates.py` tells what became of a single
-event. `bulk/parties.py` (`bulk/said.py`: what is said of them), `bulk/devices.py` and `bulk/relations.py` (judged by
-what `bulk/known.py` finds, written by `bulk/begun.py`) have the same rules for many at once; `bulk/unload.py` hands all
-of it out. Each process has the rights of its own role and no others (`roles.py`).
+began and ended. `store/fates.py` tells what became of a single event. `bulk/parties.py` (`bulk/said.py`: what is said
+of them), `bulk/devices.py` and `bulk/relations.py` (judged by what `bulk/known.py` finds, written by `bulk/begun.py`)
+have the same rules for many at once; `bulk/unload.py` hands all of it out. Each process has the rights of its own role
+and no others (`roles.py`).
 
 **serve** shows it to people and their programs. `app.py` opens the rooms. `requests.py` gives each request an id and a
 bound, `access.py` asks who it is and lends it a connection, `problems.py` answers what goes wrong (`violations.py`: in

@@ -1,17 +1,16 @@
 """Attributes of a party: what each origin says of it, when and by whom, and the one value agreed on."""
 
 import json
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
-import asyncpg
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from drm_ingest.errors import Rejected, json_pointer
 from drm_ingest.examine import refuse_unstorable
+from drm_ingest.postgres.record.figures import Rows
 from drm_ingest.postgres.registry import attributes
 from drm_ingest.postgres.relations import links
 from drm_ingest.serve.access import Admin, Db, Stored
@@ -70,7 +69,7 @@ class Stand(BaseModel):
     outlived: list[str] = Field(description="on these the origin has said something later already", examples=[[]])
 
 
-def agreed(rows: Iterable[asyncpg.Record]) -> dict[str, Attribute]:
+def agreed(rows: Rows) -> dict[str, Attribute]:
     """Return the attributes of `attributes.of_parties`: of each the first word is the one agreed on."""
     found: dict[str, Attribute] = {}
     for row in rows:

@@ -7,7 +7,7 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 
 from drm_ingest.postgres.record.figures import Rows
-from drm_ingest.postgres.record.reading import PARTS_MAX
+from drm_ingest.postgres.record.kinds import PARTS_MAX
 from drm_ingest.serve.activity import Satisfaction, satisfaction
 from drm_ingest.serve.shapes import Time
 
@@ -108,19 +108,19 @@ class Supply(BaseModel):
     items: list[Batch] = Field(description=f"with most faults first; at most {PARTS_MAX}")
 
 
-def sales(part: Mapping[str, Rows]) -> Sales:
-    by_code = part["faults"]
+def sales(figures: Mapping[str, Rows]) -> Sales:
+    by_code = figures["sold_faults"]
     faults = FaultsByCode(
         open=by_code[0]["open"] if by_code else 0,
         devices=by_code[0]["devices_in_all"] if by_code else 0,
         by_code=[FaultCode(**row) for row in by_code],
     )
-    return Sales(**part["sales"][0], satisfaction=satisfaction(part["satisfaction"]), faults=faults)
+    return Sales(**figures["sales"][0], satisfaction=satisfaction(figures["sold_satisfaction"]), faults=faults)
 
 
-def service(part: Mapping[str, Rows], around_visit_days: int) -> Service:
-    visits, (devices,) = part["visits"], part["devices"]
-    by_visit = _by(part["satisfaction"])
+def service(figures: Mapping[str, Rows], around_visit_days: int) -> Service:
+    visits, (devices,) = figures["newest_visits"], figures["serviced"]
+    by_visit = _by(figures["visit_answers"])
 
     def around(phase: str, shown: Rows) -> Around:
         answers = [row for visit in shown for row in by_visit.get(f"{visit['number']}{phase}", [])]
@@ -133,7 +133,7 @@ def service(part: Mapping[str, Rows], around_visit_days: int) -> Service:
     return Service(
         devices_serviced=devices["devices"],
         devices_now=devices["devices_now"],
-        visits=part["visited"][0]["visits"] if "visited" in part else visits[0]["visited"] if visits else 0,
+        visits=figures["visits"][0]["visits"] if "visits" in figures else visits[0]["visited"] if visits else 0,
         around_visit_days=around_visit_days,
         before=around("before", visits),
         after=around("after", visits),
@@ -141,9 +141,9 @@ def service(part: Mapping[str, Rows], around_visit_days: int) -> Service:
     )
 
 
-def care(part: Mapping[str, Rows]) -> Care:
-    customers, answers = part["customers"], _by(part["satisfaction"])
-    faults = {row["of"]: row["open"] for row in part["faults"]}
+def care(figures: Mapping[str, Rows]) -> Care:
+    customers, answers = figures["customers"], _by(figures["customer_answers"])
+    faults = {row["of"]: row["open"] for row in figures["customer_faults"]}
     return Care(
         cared_for=customers[0]["cared_for"] if customers else 0,
         items=[
@@ -158,10 +158,10 @@ def care(part: Mapping[str, Rows]) -> Care:
     )
 
 
-def supply(part: Mapping[str, Rows]) -> Supply:
-    batches, (devices,) = part["batches"], part["devices"]
+def supply(figures: Mapping[str, Rows]) -> Supply:
+    batches, (devices,) = figures["batches"], figures["supplied"]
     codes: dict[tuple[str, str | None], dict[str, int]] = {}
-    for row in part["faults"]:
+    for row in figures["supplied_faults"]:
         codes.setdefault((row["role"], row["batch"]), {})[row["code"]] = row["open"]
     return Supply(
         **devices,

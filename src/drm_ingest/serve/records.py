@@ -11,8 +11,9 @@ from pydantic import BaseModel, Field
 
 from drm_ingest.errors import Refusal
 from drm_ingest.postgres import records
+from drm_ingest.postgres.record.kinds import Shown
 from drm_ingest.postgres.record.known import NOW
-from drm_ingest.postgres.records import PartyRecord, Shown
+from drm_ingest.postgres.records import PartyRecord
 from drm_ingest.serve import kinds
 from drm_ingest.serve.access import Db, Stored, reader
 from drm_ingest.serve.activity import (
@@ -186,18 +187,18 @@ async def record(
         **dict(members[0]) | {"refs": _joint_refs(members)},
         parties=members,
         links=[Link(**row) for row in found.links],
-        attributes=agreed(found.attributes),
+        attributes=agreed(found.figures["attributes"]),
         **dict(activity(found.latest)),
         relations=_relations(found),
         devices=_devices(found),
         devices_now=found.devices_now,
         by_day=days(found.days),
-        faults=open_faults(found.faults),
-        satisfaction=satisfaction(found.satisfaction),
-        sales=kinds.sales(found.part) if kind == "vendor" else None,
-        service=kinds.service(found.part, query.around_visit_days) if kind == "partner" else None,
-        care=kinds.care(found.part) if kind == "employee" else None,
-        supply=kinds.supply(found.part) if kind == "supplier" else None,
+        faults=open_faults(found.figures["faults"]),
+        satisfaction=satisfaction(found.figures["satisfaction"]),
+        sales=kinds.sales(found.figures) if kind == "vendor" else None,
+        service=kinds.service(found.figures, query.around_visit_days) if kind == "partner" else None,
+        care=kinds.care(found.figures) if kind == "employee" else None,
+        supply=kinds.supply(found.figures) if kind == "supplier" else None,
         freshness=Freshness(
             read_at=found.read_at,
             recorded_at=max(stored, default=None),

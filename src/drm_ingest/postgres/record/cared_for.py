@@ -17,8 +17,7 @@ cared (party, valid) as materialized (
 person as (select party, (array_agg(same order by same))[1] as id from kin group by party)"""
 
 # In order of their ids, at most $4.
-CUSTOMERS = f"""
-with recursive {CARED}
+_CUSTOMERS = f"""
 select id, kind, name, min(since) as since, count(*) over () as cared_for
 from (
     select person.id, lower(unnest(range_agg(valid))) as since, unnest(range_agg(valid)) @> {AT} as current
@@ -26,11 +25,13 @@ from (
 ) as ranges join party using (id)
 where current
 group by id, kind, name order by id limit $4"""
+CUSTOMERS = f"with recursive {CARED} {_CUSTOMERS}"
 
-# Of those listed, whose ids are $4.
+# Of those listed.
 _LISTED = f"""{CARED},
 listed as (
-    select person.id, cared.party, valid from cared join person using (party) where person.id = any ($4::uuid[])
+    select person.id, cared.party, valid from cared join person using (party)
+    where person.id = any (array(select id from ({_CUSTOMERS}) as customer))
 ),
 device_of (id, subject, valid) as (
     select listed.id, held.subject, held.valid * listed.valid

@@ -1,14 +1,70 @@
-"""The figures of a large party as they were added up (totals/shown.py): the rows that are else read live, by name."""
+"""The figures of a record: rows by name, in JSON, whether they are read live or were added up before (totals/shown.py).
 
+So all that a record has to ask for is one question: each would wait for Postgres and for its turn on the processor.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from functools import cache, partial
 from typing import Any, TypedDict
+from uuid import UUID
 
+import asyncpg
 import msgspec
 
 Rows = Sequence[Mapping[str, Any]]
-"""As asyncpg returns them, or as they were added up."""
+"""As asyncpg returns them, or of a figure."""
+
+Of = tuple[Sequence[UUID], datetime | None, datetime | None]
+"""$1 to $3 of all statements of a record (known.py)."""
+
+Asked = tuple[str, tuple[object, ...]]
+"""A statement, and what it has as parameters from $4 on."""
+
+
+class _Relation(TypedDict):
+    id: UUID
+    version: int
+    subject: str
+    role: str
+    party: UUID
+    batch: str | None
+    valid_from: datetime | None
+    valid_to: datetime | None
+    recorded_at: datetime
+    superseded_at: None
+    asserted_by: str | None
+    reason: str | None
+    holds: str
+
+
+class _CountedRelation(_Relation, total=False):
+    holding: int
+    planned: int
+    past: int
+
+
+class _Device(TypedDict):
+    subject: str
+    model: str | None
+    firmware: str | None
+    roles: list[dict[str, Any]]
+
+
+class _CountedDevice(_Device, total=False):
+    devices_now: int
+
+
+class _Word(TypedDict):
+    name: str
+    origin: str
+    value: str
+    said_at: datetime
+    recorded_at: datetime
+    asserted_by: str
+    party: UUID
 
 
 class _Relations(TypedDict):
@@ -42,6 +98,10 @@ class _Answers(TypedDict):
     answers: int
     first_at: datetime
     last_at: datetime
+
+
+class _AnswersOf(_Answers):
+    of: str
 
 
 class _Sales(TypedDict):
@@ -80,7 +140,37 @@ class _Visits(TypedDict):
     visits: int
 
 
+class _Visit(TypedDict):
+    number: int
+    device: str
+    subject: str
+    source: str | None
+    id: str | None
+    occurred_at: datetime
+    visited: int
+    days_before: float
+    days_after: float
+    faults_before: int
+    faults_after: int
+
+
+class _Customer(TypedDict):
+    id: UUID
+    kind: str
+    name: str
+    since: datetime | None
+    cared_for: int
+
+
+class _OpenOf(TypedDict):
+    of: str
+    open: int
+
+
 class _Figures(TypedDict, total=False):
+    listed_relations: list[_CountedRelation]
+    listed_devices: list[_CountedDevice]
+    attributes: list[_Word]
     relations: list[_Relations]
     devices_now: list[_DevicesNow]
     faults: list[_Fault]
@@ -93,13 +183,50 @@ class _Figures(TypedDict, total=False):
     supplied_faults: list[_FaultOfBatch]
     serviced: list[_Devices]
     visits: list[_Visits]
+    newest_visits: list[_Visit]
+    visit_answers: list[_AnswersOf]
+    customers: list[_Customer]
+    customer_answers: list[_AnswersOf]
+    customer_faults: list[_OpenOf]
 
 
 _decoder = msgspec.json.Decoder(_Figures)
 
 
-def of(shown: str) -> Mapping[str, Rows]:
-    """Return what is stored as JSON."""
-    rows: Any = _decoder.decode(shown)
+def of(stored: str) -> Mapping[str, Rows]:
+    """Return what is in JSON."""
+    rows: Any = _decoder.decode(stored)
     found: Mapping[str, Rows] = rows
     return found
+
+
+async def read(
+    db: asyncpg.Connection,
+    view: Of,
+    asked: Mapping[str, Asked],
+) -> Mapping[str, Rows]:
+    """Return the rows of statements by name."""
+    values = [value for _, own in asked.values() for value in own]
+    statement = _together(tuple((name, sql, len(own)) for name, (sql, own) in asked.items()))
+    return of(await db.fetchval(statement, *view, *values))
+
+
+@cache
+def _together(statements: tuple[tuple[str, str, int], ...]) -> str:
+    figures, next_ = [], _OWN
+    for name, sql, parameters in statements:
+        numbered = _parameter.sub(partial(_moved, by=next_ - _OWN), sql)
+        figures.append(f"'{name}', (select coalesce(jsonb_agg(to_jsonb(figure)), '[]') from ({numbered}) as figure)")
+        next_ += parameters
+    return f"""
+select jsonb_build_object({", ".join(figures)})
+from (select $1::uuid[], $2::timestamptz, $3::timestamptz) as view"""
+
+
+_OWN = 4
+_parameter = re.compile(r"\$(\d+)")
+
+
+def _moved(parameter: re.Match[str], *, by: int) -> str:
+    number = int(parameter[1])
+    return f"${number + by if number >= _OWN else number}"

@@ -1,71 +1,82 @@
-"""What the record of a vendor, a partner, an employee or a supplier has beside everybody's: rows by name."""
+"""The figures that a record has, by what its party is: each is a statement, and what that has as parameters."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
-from drm_ingest.postgres.record import cared_for, serviced, sold, supplied, whole
-from drm_ingest.postgres.record.figures import Rows
-from drm_ingest.postgres.record.reading import PARTS_MAX, Reading
+from drm_ingest.postgres.record import cared_for, own, serviced, sold, supplied, then, whole
+from drm_ingest.postgres.record.figures import Asked
+from drm_ingest.postgres.registry import attributes
 
+PARTS_MAX = 100
+"""Of each list: faults, visits, batches, customers, codes."""
 
-async def part(record: Reading, kind: str, around_visit_days: int) -> Mapping[str, Rows]:
-    """Return the part that a party of this kind has."""
-    if kind == "partner":
-        return await _of_partner(record, around_visit_days)
-    return await _OTHERS[kind](record)
+_MAX = (PARTS_MAX,)
 
-
-async def _of_customer(record: Reading) -> Mapping[str, Rows]:
-    return {}
-
-
-async def _of_vendor(record: Reading) -> Mapping[str, Rows]:
-    return {
-        "sales": await record.figure("sales", sold.SALES),
-        "satisfaction": await record.figure("sold_satisfaction", sold.SATISFACTION),
-        "faults": await record.figure("sold_faults", sold.FAULTS, PARTS_MAX),
-    }
-
-
-async def _of_partner(record: Reading, around_visit_days: int) -> Mapping[str, Rows]:
-    devices = await record.figure("serviced", serviced.DEVICES)
-    around = (PARTS_MAX, around_visit_days)
-    if record.figures is None:
-        return {
-            "devices": devices,
-            "visits": await record.live(serviced.VISITS, *around),
-            "satisfaction": await record.live(serviced.SATISFACTION, *around),
-        }
-    # The newest visits are all on these devices; what was around them is read live.
-    on = [row["subject"] for row in await record.db.fetch(whole.VISITED, record.large, PARTS_MAX)]
-    return {
-        "devices": devices,
-        "visits": await record.live(serviced.newest("$6"), *around, on),
-        "satisfaction": await record.live(serviced.satisfaction("$6"), *around, on),
-        "visited": record.figures["visits"],
-    }
-
-
-async def _of_employee(record: Reading) -> Mapping[str, Rows]:
-    customers = await record.live(cared_for.CUSTOMERS, PARTS_MAX)
-    listed = [row["id"] for row in customers]
-    return {
-        "customers": customers,
-        "satisfaction": await record.live(cared_for.SATISFACTION, listed),
-        "faults": await record.live(cared_for.FAULTS, listed),
-    }
-
-
-async def _of_supplier(record: Reading) -> Mapping[str, Rows]:
-    return {
-        "devices": await record.figure("supplied", supplied.DEVICES),
-        "batches": await record.figure("batches", supplied.BATCHES, PARTS_MAX),
-        "faults": await record.figure("supplied_faults", supplied.FAULTS, PARTS_MAX),
-    }
-
-
-_OTHERS: Mapping[str, Callable[[Reading], Awaitable[Mapping[str, Rows]]]] = {
-    "customer": _of_customer,
-    "vendor": _of_vendor,
-    "employee": _of_employee,
-    "supplier": _of_supplier,
+_EVERYBODYS: dict[str, Asked] = {"faults": (own.FAULTS, _MAX), "satisfaction": (own.SATISFACTION, ())}
+_OF_KIND: dict[str, dict[str, Asked]] = {
+    "vendor": {
+        "sales": (sold.SALES, ()),
+        "sold_satisfaction": (sold.SATISFACTION, ()),
+        "sold_faults": (sold.FAULTS, _MAX),
+    },
+    "employee": {
+        "customers": (cared_for.CUSTOMERS, _MAX),
+        "customer_answers": (cared_for.SATISFACTION, _MAX),
+        "customer_faults": (cared_for.FAULTS, _MAX),
+    },
+    "supplier": {
+        "supplied": (supplied.DEVICES, ()),
+        "batches": (supplied.BATCHES, _MAX),
+        "supplied_faults": (supplied.FAULTS, _MAX),
+    },
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How much of a record is shown."""
+
+    devices: int
+    relations: int
+    days: int
+    around_visit_days: int
+
+
+def live(kind: str, shown: Shown) -> dict[str, Asked]:
+    """Return all that are put together when they are read."""
+    return _listed(shown, own.RELATIONS, own.DEVICES) | _EVERYBODYS | _of_kind(kind, shown)
+
+
+def of_then(kind: str, shown: Shown, large: int) -> dict[str, Asked]:
+    """Return the same of a large party as of another time."""
+    found = live(kind, shown)
+    for name in then.FIGURES.keys() & found.keys():
+        found[name] = (then.FIGURES[name], (*found[name][1], large))
+    return found
+
+
+def beside_totals(kind: str, shown: Shown, large: int) -> dict[str, Asked]:
+    """Return those that totals do not have of a large party."""
+    found = _listed(shown, whole.RELATIONS, whole.DEVICES)
+    if kind == "partner":
+        around = (PARTS_MAX, shown.around_visit_days, large)
+        found |= {"newest_visits": (whole.VISITS, around), "visit_answers": (whole.VISIT_ANSWERS, around)}
+    return found | (_OF_KIND[kind] if kind == "employee" else {})
+
+
+def _listed(shown: Shown, relations: str, devices: str) -> dict[str, Asked]:
+    return {
+        "attributes": (attributes.OF_PARTIES, ()),
+        "listed_relations": (relations, (shown.relations,)),
+        "listed_devices": (devices, (shown.devices,)),
+    }
+
+
+def _of_kind(kind: str, shown: Shown) -> dict[str, Asked]:
+    if kind == "partner":
+        around = (PARTS_MAX, shown.around_visit_days)
+        return {
+            "serviced": (serviced.DEVICES, ()),
+            "newest_visits": (serviced.VISITS, around),
+            "visit_answers": (serviced.SATISFACTION, around),
+        }
+    return _OF_KIND.get(kind, {})

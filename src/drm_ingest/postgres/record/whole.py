@@ -3,6 +3,7 @@
 Pages of devices and relations are read live, along indexes in their orders. Everything else was counted.
 """
 
+from drm_ingest.postgres.record import serviced
 from drm_ingest.postgres.record.known import RELATION, STARTED, UNTIL, holds
 from drm_ingest.postgres.record.tally import TALLY, TOLD
 
@@ -16,7 +17,7 @@ from (select) as one left join (
     where party = $1 and built_at is not null and shown is not null
 ) as totals on true"""
 
-# -- of the group $1, at most $2 ---------------------------------------------------------------------------------------
+# -- of the group $1, at most $4 ---------------------------------------------------------------------------------------
 
 _NOW = holds("now()")
 DEVICES = f"""
@@ -25,9 +26,9 @@ with listed as (
     from unnest($1::uuid[]) as own (id) cross join lateral (
         select subject from relationship
         where party = own.id and upper_inf(recorded) and subject_party is null and {_NOW}
-        group by subject order by subject limit $2
+        group by subject order by subject limit $4
     ) as first
-    order by subject limit $2
+    order by subject limit $4
 )
 select subject, model, firmware,
        jsonb_agg(jsonb_build_object('role', role, 'party', party, 'relationship', relation.id,
@@ -65,26 +66,36 @@ _ROW = (
     "lower(recorded) as recorded_at, null as superseded_at, asserted_by, reason"
 )
 _SINCE = "lower(valid) desc nulls last, id"
-# One after the other, until there are enough: what holds now fills a page, and of what has ended there may be little.
-RELATIONS = {
-    name: f"""
+
+
+def _holding(name: str, at_most: str) -> str:
+    return f"""
 select relation.*, '{name}' as holds
 from (
     select mine.*
     from unnest($1::uuid[]) as own (id) cross join lateral (
         select {_ROW} from relationship
         where party = own.id and upper_inf(recorded) and (subject_party is null or subject_party <> all ($1::uuid[]))
-          and {condition}
-        order by {_SINCE} limit $2
+          and {_HOLDS[name]}
+        order by {_SINCE} limit {at_most}
     ) as mine
     union all
     select {_ROW} from relationship
     where subject = any (array(select 'party:' || id from unnest($1::uuid[]) as own (id))) and upper_inf(recorded)
-      and party <> all ($1::uuid[]) and {condition}
+      and party <> all ($1::uuid[]) and {_HOLDS[name]}
 ) as relation
-order by valid_from desc nulls last, id limit $2"""
-    for name, condition in _HOLDS.items()
-}
+order by valid_from desc nulls last, id limit {at_most}"""
+
+
+# What holds now fills a page, and of what has ended there may be little: nobody looks for it without need.
+RELATIONS = f"""
+with now as materialized ({_holding("now", "$4")}),
+later as materialized ({_holding("later", "$4::int - (select count(*) from now)")})
+select * from now
+union all
+select * from later
+union all
+({_holding("before", "$4::int - (select count(*) from now) - (select count(*) from later)")})"""
 
 # -- of the large party $1 ---------------------------------------------------------------------------------------------
 
@@ -137,8 +148,11 @@ BY_DAY = f"""
 with {_DAYS}
 select day, type, events from counted where day >= $4::date and day < $5::date order by day desc, type"""
 
-VISITED = """
-select distinct subject from (
-    select subject from large_party_part where large = $1 and part = 'visit'
-    order by row ->> 'occurred_at' desc, row ->> 'about', row ->> 'source', row ->> 'id', subject limit $2
-) as newest"""
+# The newest $4 visits are all on these devices of the large party $6; what was around them is read live.
+_VISITED = """array(
+    select distinct subject from (
+        select subject from large_party_part where large = $6 and part = 'visit'
+        order by row ->> 'occurred_at' desc, row ->> 'about', row ->> 'source', row ->> 'id', subject limit $4
+    ) as newest
+)"""
+VISITS, VISIT_ANSWERS = serviced.newest(_VISITED), serviced.satisfaction(_VISITED)

@@ -46,7 +46,7 @@ where held.said_at > $3 or held.value is distinct from said.value::jsonb
 order by said.name"""
 
 OF_PARTIES = """
-select party_attribute.name, party_attribute.origin, value, said_at, recorded_at, asserted_by, party
+select party_attribute.name, party_attribute.origin, value::text as value, said_at, recorded_at, asserted_by, party
 from party_attribute left join origin on origin.name = party_attribute.origin
 where party = any ($1::uuid[]) and value is not null
 order by party_attribute.name, trust nulls last, said_at desc, party_attribute.origin, party"""
