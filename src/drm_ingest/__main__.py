@@ -397,7 +397,8 @@ def tail(
         ndjson = not sys.stdout.isatty()
     console = Console(highlight=False)
     try:
-        wanted = look.Wanted.of(settings, Schemas.load(settings.schemas_dir), type_, subject)
+        schemas = Schemas.load(settings.schemas_dir)
+        wanted = look.Wanted.of(settings, schemas, type_, subject)
         if wanted.dead_letters:
             show = looks.dead_letters_as_lines(write) if ndjson else looks.dead_letters_as_text(console)
         elif wanted.changes:
@@ -405,7 +406,9 @@ def tail(
         else:
             show = looks.as_lines(write) if ndjson else looks.as_text(console)
         if wanted.unclassified:
-            typer.echo(f"{type_} has no schema; its events are looked for in {wanted.topic}", err=True)
+            close = ", ".join(look.close_to(type_, schemas))
+            meant = f" (did you mean {close}?)" if close else ""
+            typer.echo(f"{type_} has no schema here{meant}; its events are looked for in {wanted.topic}", err=True)
         shown = asyncio.run(
             look.tail(
                 settings, wanted, show,

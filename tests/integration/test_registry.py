@@ -348,9 +348,33 @@ async def test_a_relation_registers_its_device_and_is_listed(admin: httpx.AsyncC
         ({"party": "crm:778", "subject": "meter-8"}, [other]),
         ({"role": "sold_by"}, [sold]),
         ({"party": ada, "role": "sold_by"}, []),
-        ({"party": "crm:none"}, []),
+        ({"subject": "meter-none"}, []),
     ):
         assert (await admin.get("/v1/relationships", params=filters)).json()["items"] == expected, filters
+
+
+async def test_a_list_of_relations_says_what_of_its_filters_there_is_not(admin: httpx.AsyncClient) -> None:
+    for filters in ({"party": "crm:none"}, {"party": str(UUID(int=7))}, {"subject": "party:crm:none"}):
+        problem = refused(await admin.get("/v1/relationships", params=filters), 404, "not_found")
+        (name,) = filters.values()
+        assert f"There is no party {name.removeprefix('party:')}" in problem["detail"]
+    for role in ("emperor", "Owner"):
+        problem = refused(await admin.get("/v1/relationships", params={"role": role}), 422, "invalid_parameters")
+        (violation,) = problem["violations"]
+        assert violation["parameter"] == "role"
+        assert "buys_from, cared_for_by, installed_by, made_by, owner," in violation["detail"]
+
+
+async def test_half_the_name_of_a_party_becomes_no_device(admin: httpx.AsyncClient) -> None:
+    ada, bo = await make_party(admin, crm="4711"), await make_party(admin, "Bo")
+    for subject in ("crm:4711", ada):
+        problem = refused(await begin(admin, subject=subject, party=bo), 422, "invalid_parameters")
+        (violation,) = problem["violations"]
+        assert (violation["pointer"], f"write party:{subject}." in violation["detail"]) == ("/subject", True)
+        refused(await admin.get(f"/v1/devices/{subject}"), 404, "not_found")
+    assert (await begin(admin, subject="crm:4712", party=bo)).status_code == 201, "of whom nobody is called so"
+    await admin.put("/v1/devices/crm:4711", json={})
+    assert (await begin(admin, subject="crm:4711", party=bo)).json()["subject"] == "crm:4711"
 
 
 async def test_an_exclusive_role_is_handed_over_at_an_instant_and_never_shared(admin: httpx.AsyncClient) -> None:
@@ -550,7 +574,8 @@ async def test_a_parameter_that_a_door_does_not_know_is_refused_at_every_door(
         ("POST", "/v1/senders", [], "", "Must be a JSON object."),
         ("POST", "/v1/senders", {"name": ""}, "/name", "Must not be empty."),
         ("POST", "/v1/senders", {"name": "x" * 101}, "/name", "Must have at most 100 characters."),
-        ("POST", "/v1/senders", {"name": 7}, "/name", "Must be a string."),
+        ("POST", "/v1/senders", {"name": 7}, "/name", 'Must be a string: "4711" and not 4711.'),
+        ("POST", "/v1/senders", {"name": True}, "/name", "Must be a string."),
         ("POST", "/v1/senders", {"name": "a\0b"}, "/name", "Must not contain NUL."),
         ("POST", "/v1/senders", {"name": "a", "role": "boss"}, "/role", "Must be 'sender', 'reader' or 'admin'."),
         ("POST", "/v1/senders", {"name": "a", "nam/e": 1}, "/nam~1e",
@@ -566,7 +591,8 @@ async def test_a_parameter_that_a_door_does_not_know_is_refused_at_every_door(
          "Must be a time in RFC 3339 with an offset, as in 2026-11-22T10:00:00Z."),
         ("POST", "/v1/senders/{id}/keys", {"scope": {"types": []}}, "/scope/types", "Must not be empty."),
         ("POST", "/v1/senders/{id}/keys", {"scope": {"types": "x"}}, "/scope/types", "Must be a JSON array."),
-        ("POST", "/v1/senders/{id}/keys", {"scope": {"devices": ["a", 7]}}, "/scope/devices/1", "Must be a string."),
+        ("POST", "/v1/senders/{id}/keys", {"scope": {"devices": ["a", 7]}}, "/scope/devices/1",
+         'Must be a string: "4711" and not 4711.'),
         ("POST", "/v1/senders/{id}/keys", {"scope": {"parties": "si"}}, "/scope/parties", "Must be true or false."),
         ("POST", "/v1/senders/{id}/fleet-keys", {"public_key": 7}, "/public_key",
          "Must be a string or a JSON object."),
@@ -575,7 +601,12 @@ async def test_a_parameter_that_a_door_does_not_know_is_refused_at_every_door(
         ("POST", "/v1/parties", {"kind": "vendor", "name": "a", "refs": {"C[": "1"}}, "/refs/C[",
          "Must match ^[a-z][a-z0-9-]{0,39}$."),
         ("POST", "/v1/parties", {"kind": "vendor", "name": "a", "refs": {"crm": ["1", 7]}}, "/refs/crm/1",
-         "Must be a string."),
+         'Must be a string: "4711" and not 4711.'),
+        ("POST", "/v1/parties", {"kind": "vendor", "name": "a", "refs": {"crm": 4712}}, "/refs/crm",
+         'Must be a string: "4711" and not 4711.'),
+        ("POST", "/v1/parties", {"kind": "vendor", "name": "a", "refs": {"crm": {}}}, "/refs/crm", "Must be a string."),
+        ("POST", "/v1/parties", {"kind": "vendor", "name": "a", "refs": {"crm": []}}, "/refs/crm",
+         "Must not be empty."),
         ("GET", "/v1/parties?limit=x", None, "limit", "Must be a whole number."),
         ("GET", "/v1/relationships?as_of=20260301", None, "as_of",
          "Must be a time in RFC 3339 with an offset, as in 2026-11-22T10:00:00Z."),
@@ -665,6 +696,36 @@ async def test_a_path_says_which_methods_it_takes(admin: httpx.AsyncClient) -> N
         answer = await admin.patch(path)
         refused(answer, 405, "method_not_allowed")
         assert answer.headers["allow"] == allow
+
+
+async def test_a_door_of_other_methods_is_said_to_be_one_unless_something_is_called_just_so(
+    admin: httpx.AsyncClient,
+) -> None:
+    ada = await make_party(admin, crm="1")
+    relation = (await begin(admin, subject="meter-7", party=ada)).json()["id"]
+    for method, path, allow in (
+        ("GET", f"/v1/parties/{ada}/links", "POST"),
+        ("GET", "/v1/parties/crm:1/links/crm:2", "DELETE"),
+        ("GET", "/v1/parties/crm:1/refs", "POST"),
+        ("GET", "/v1/parties/crm:1/refs/crm:a/links", "DELETE"),
+        ("GET", "/v1/parties/crm:none/attributes/timeline", "PUT"),
+        ("DELETE", "/v1/parties/crm:1/links", "POST"),
+        ("GET", "/v1/devices/meter-7/hand-over", "POST"),
+        ("GET", "/v1/devices/none/claim-code", "POST"),
+        ("GET", "/v1/devices/meter-7/claims", "POST"),
+        ("GET", "/v1/devices/meter-7/replacement", "DELETE, POST"),
+        ("GET", f"/v1/relationships/{relation}/end", "POST"),
+    ):
+        answer = await admin.request(method, path)
+        assert path in refused(answer, 405, "method_not_allowed")["detail"]
+        assert answer.headers["allow"] == allow, path
+    for path in ("/v1/parties/crm:a/7", "/v1/parties/crm:none/timeline", "/v1/devices/hall/7", "/v1/devices/no/events"):
+        refused(await admin.get(path), 404, "not_found")
+
+    await make_party(admin, "Bo", shop="a/links")
+    assert (await admin.get("/v1/parties/shop:a/links")).json()["name"] == "Bo"
+    await admin.put("/v1/devices/hall/claims", json={})
+    assert (await admin.get("/v1/devices/hall/claims")).json()["id"] == "hall/claims"
 
 
 async def test_a_request_keeps_the_id_it_came_with(admin: httpx.AsyncClient) -> None:

@@ -84,7 +84,9 @@ async def test_a_relation_keeps_its_id_while_it_is_corrected_ended_and_withdrawn
     withdrawn = await changed(admin, first, "withdraw", reason="wrong serial number")
     assert withdrawn == (await admin.get(path)).json()
     assert withdrawn["withdrawn_at"] > withdrawn["recorded_at"]
-    assert withdrawn == ended | {"withdrawn_at": withdrawn["withdrawn_at"]}
+    why = {"withdrawn_by": "office", "withdrawn_reason": "wrong serial number"}
+    assert withdrawn == ended | {"withdrawn_at": withdrawn["withdrawn_at"]} | why
+    assert await changed(admin, first, "withdraw", reason="once more") == withdrawn
     assert await listed(admin) == []
 
     changes = await history(admin, first)
@@ -152,6 +154,15 @@ async def test_what_has_ended_does_not_end_anew_when_it_is_ended_now(
     assert await changed(admin, still, "end") == still
     later = await begun(admin, ada, "meter-9", valid_to="2200-01-01T00:00:00Z")
     assert (await changed(admin, later, "end"))["valid_to"] < "2200"
+
+
+async def test_what_needs_nothing_said_needs_no_body(admin: httpx.AsyncClient) -> None:
+    relation = await begun(admin, await make_party(admin))
+    path = f"{RELATIONSHIPS}/{relation['id']}"
+    ended = (await admin.post(f"{path}/end")).json()
+    assert (ended["version"], ended["asserted_by"], ended["reason"]) == (2, "office", None)
+    assert (await admin.post(f"{path}/withdraw")).json()["withdrawn_by"] == "office"
+    refused(await admin.post(f"{path}/correct"), 422, "invalid_parameters")
 
 
 async def test_a_relation_that_would_be_empty_is_refused_where_its_time_is(admin: httpx.AsyncClient) -> None:
@@ -403,6 +414,7 @@ async def test_if_match_holds_a_change_to_the_version_that_was_seen(admin: httpx
     refused(await change(admin, relation, "withdraw", if_match='"1"'), 412, "precondition_failed")
     withdrawn = await change(admin, relation, "withdraw", if_match="*")
     assert (withdrawn.status_code, withdrawn.headers["etag"]) == (200, '"2-withdrawn"')
+    assert not withdrawn.json().keys() & {"withdrawn_reason"}, "none was given"
     assert (await admin.get(path, headers={"if-none-match": '"2"'})).status_code == 200
 
 

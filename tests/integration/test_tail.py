@@ -119,7 +119,19 @@ async def test_a_type_without_a_schema_is_looked_for_among_the_unclassified(
         await write(settings, topics.events("unclassified"), "com.example.other", "meter-7", "other")
         await write(settings, topics.events("unclassified"), "com.example.new", "meter-7", "new")
         assert await ids(process) == ["new"]
-    assert "com.example.new has no schema" in run.said
+    assert "com.example.new has no schema here; " in run.said
+
+
+async def test_a_type_that_nobody_knows_is_told_with_what_may_be_meant(
+    topics: Topics, environment: dict[str, str]
+) -> None:
+    for mistyped, meant in (
+        ("device.measurment", "device.measurement"), ("purchace", "commerce.purchase"), ("dead_letters", "dead-letters")
+    ):  # fmt: skip
+        run = Tail(environment, mistyped, "--timeout", "0.1")
+        async with run as process:
+            assert await ids(process) == []
+        assert f"{mistyped} has no schema here (did you mean {meant}" in run.said
 
 
 async def test_dead_letters_are_shown_with_why_and_where_they_were_read(

@@ -43,7 +43,7 @@ def test_a_reference_of_a_line_is_refused_where_it_is() -> None:
     context = Context(Settings(), "erp", datetime.now(UTC), dry_run=True)
     with pytest.raises(Refused) as refused:
         Parties(context).read({"kind": "customer", "name": "Ada", "refs": {"crm": ["1", 7]}})
-    assert (refused.value.pointer, refused.value.reason) == ("/refs/crm/1", "Must be a string.")
+    assert (refused.value.pointer, refused.value.reason) == ("/refs/crm/1", 'Must be a string: "4711" and not 4711.')
 
 
 def test_a_line_may_name_a_party_by_its_mail_address() -> None:

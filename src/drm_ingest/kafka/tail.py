@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
+from difflib import get_close_matches
 from time import monotonic
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -22,6 +23,13 @@ POLL_S = 0.2
 
 DEAD_LETTERS = "dead-letters"
 RELATIONSHIP_CHANGES = "relationship-changes"
+
+
+def close_to(name: str, schemas: Schemas) -> list[str]:
+    """Return what there is to tail that is called almost so, or ends so."""
+    there = (*(schema.type for schema in schemas), *schemas.families, DEAD_LETTERS, RELATIONSHIP_CHANGES)
+    called = {part: one for one in there for part in (one.rpartition(".")[2], one)}
+    return list(dict.fromkeys(called[close] for close in get_close_matches(name, called)))
 
 
 class NothingToTail(Exception):

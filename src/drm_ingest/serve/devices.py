@@ -113,7 +113,7 @@ async def list_events(
     summary="The record of a device",
     description="Everyone related to it, past and present, and all that happened on it, whoever held it.",
     response_model=DeviceRecord,
-    responses={**NOT_MODIFIED, **documented("not_found")},
+    responses={**NOT_MODIFIED, **documented("not_found", "method_not_allowed")},
     dependencies=[Depends(reader)],
 )
 async def read(

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import asyncpg
 from fastapi import APIRouter, Depends, Path, Query, Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 from drm_ingest import reference
 from drm_ingest.errors import Refusal, json_pointer
@@ -25,8 +25,12 @@ Kind = Literal["customer", "vendor", "partner", "employee", "supplier"]
 Namespace = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
 Ref = Annotated[Text, StringConstraints(min_length=1, max_length=150)]
 Reference = Annotated[Text, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,39}:[\s\S]{1,150}$")]
+OneOrSeveral = Annotated[
+    Annotated[Ref, Tag("one")] | Annotated[list[Ref], Field(min_length=1, max_length=20), Tag("several")],
+    Discriminator(lambda sent: "several" if isinstance(sent, list) else "one"),
+]
 NewRefs = Annotated[
-    dict[Namespace, Ref | Annotated[list[Ref], Field(min_length=1, max_length=20)]],
+    dict[Namespace, OneOrSeveral],
     Field(
         max_length=20,
         description="what other systems call it, by namespace; several of one namespace as a list. "

@@ -10,9 +10,9 @@ import structlog
 from asyncpg.exceptions._base import DataError as UnencodableValue  # found by asyncpg itself, before sending
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
 
 from drm_ingest.errors import PROBLEM_MEDIA_TYPE, PROBLEMS, Refusal
 from drm_ingest.serve.violations import refusal_for
@@ -85,6 +85,7 @@ def answer(refusal: Refusal, request_id: str) -> Response:
         headers["retry-after"] = str(refusal.retry_after_s)
     if refusal.problem.status == 401:
         headers["www-authenticate"] = 'Bearer realm="drm-ingest", Basic realm="drm-ingest"'
+    headers |= {name.decode(): value.decode() for name, value in refusal.headers}
     return Response(
         orjson.dumps(refusal.body(request_id), default=str, option=orjson.OPT_UTC_Z),
         status_code=refusal.problem.status,
@@ -97,6 +98,9 @@ def install(app: FastAPI) -> None:
     """Have `app` answer refusals, failed validation and its own 404 and 405 as problems."""
 
     async def refused(request: Request, error: Refusal) -> Response:
+        # Nothing is called `x/links`, but that is how a door of other methods ends.
+        if error.problem.code == "not_found" and (methods := _methods(request)) and request.method not in methods:
+            error = _not_taken(request, methods)
         request.state.refused = error.problem.code
         return answer(error, request.state.request_id)
 
@@ -104,18 +108,13 @@ def install(app: FastAPI) -> None:
         return await refused(request, refusal_for(error.errors(), error.body))
 
     async def raised_by_framework(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 405:
+            return await refused(request, _not_taken(request, _methods(request)))
         code, detail = {
             401: ("unauthenticated", "The Authorization header cannot be read; send a key as Bearer or Basic."),
             404: ("not_found", f"There is no {request.url.path}; /docs lists what there is."),
-            405: (
-                "method_not_allowed",
-                f"{request.url.path} does not take {request.method}; /docs lists what it takes.",
-            ),
         }.get(error.status_code, ("malformed_json", "The body cannot be read as JSON in UTF-8."))
-        response = await refused(request, Refusal(code, detail))
-        if error.status_code == 405:
-            response.headers["allow"] = ", ".join(sorted(_allowed(request)))
-        return response
+        return await refused(request, Refusal(code, detail))
 
     app.openapi = lambda: described(app)  # type: ignore[method-assign]
     app.exception_handler(Refusal)(refused)
@@ -123,14 +122,20 @@ def install(app: FastAPI) -> None:
     app.exception_handler(HTTPException)(raised_by_framework)
 
 
-def _allowed(request: Request) -> set[str]:
-    """Return the methods that the path takes; the framework tells those of the first route only."""
-    return {
-        method
-        for method in ("GET", "PUT", "POST", "DELETE")
-        for route in request.app.routes
-        if route.matches({**request.scope, "method": method})[0] == Match.FULL
-    }
+def _not_taken(request: Request, methods: set[str]) -> Refusal:
+    detail = f"{request.url.path} does not take {request.method}; /docs lists what it takes."
+    return Refusal("method_not_allowed", detail).with_headers((b"allow", ", ".join(sorted(methods)).encode()))
+
+
+def _methods(request: Request) -> set[str]:
+    """Return the methods that the path takes; the framework tells those of the first route only.
+
+    Where a name takes the rest of a path (/v1/parties/{party}) longer ones fit too (…/links): the longest is meant.
+    """
+    routes = [each for each in iter_route_contexts(request.app.routes) if each.path_regex.match(request.scope["path"])]
+    parts = [str(route.path_format).count("/") for route in routes]
+    longest = [route for route, count in zip(routes, parts, strict=True) if count == max(parts)]
+    return {method for route in longest for method in route.methods or ()}
 
 
 def invalid(detail: str, *, pointer: str | None = None, parameter: str | None = None) -> Refusal:

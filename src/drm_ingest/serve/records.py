@@ -161,7 +161,7 @@ def _devices(found: PartyRecord) -> list[HeldDevice]:
     description="Right at once: put together from its relations and the events as they are now. "
     "An event counts once for a party, however many roles it held, and only in [`valid_from`, `valid_to`).",
     response_model=Record,
-    responses={**NOT_MODIFIED, **documented("not_found", "took_too_long")},
+    responses={**NOT_MODIFIED, **documented("not_found", "method_not_allowed", "took_too_long")},
 )
 async def record(
     party: InPath,

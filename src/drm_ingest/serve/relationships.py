@@ -10,14 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from drm_ingest.errors import Refusal
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres.registry import parties
+from drm_ingest.postgres.registry import devices, parties
 from drm_ingest.postgres.relations import relate
 from drm_ingest.postgres.relations import relationships as stored
 from drm_ingest.postgres.relations.changes import Claim, EmptyRange, HeldAlready
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Admin, Db, Stored, reader
 from drm_ingest.serve.conditional import IfNoneMatch, names
-from drm_ingest.serve.parties import named, named_subject
+from drm_ingest.serve.parties import known_party, named, named_subject
 from drm_ingest.serve.problems import documented, invalid
 from drm_ingest.serve.shapes import (
     Name,
@@ -32,6 +32,7 @@ from drm_ingest.serve.shapes import (
     from_json,
     told,
 )
+from drm_ingest.settings import Settings
 
 routes = APIRouter(prefix="/v1/relationships", tags=["relationships"])
 
@@ -39,6 +40,7 @@ _PARTY = "01a202fd-12a9-75d6-a27e-21b5246620a3"
 
 Role = Annotated[Text, StringConstraints(min_length=1, max_length=40)]
 AssertedBy = Annotated[Name | None, Field(description="who says so; left out: the sender of this key")]
+OfWithdrawn = Annotated[str | None, Field(exclude_if=lambda said: said is None)]
 
 
 class NewRelationship(Request):
@@ -75,6 +77,8 @@ class Relationship(BaseModel):
     batch: str | None
     recorded_at: Time = Field(description="since when we know this version")
     withdrawn_at: Time | None = Field(description="since when we know that it never held")
+    withdrawn_by: OfWithdrawn = Field(None, description="who said so; there where one withdrawn relation is answered")
+    withdrawn_reason: OfWithdrawn = Field(None, description="why; left out where none was given")
     asserted_by: str | None
     reason: str | None
 
@@ -144,6 +148,8 @@ async def begin(body: NewRelationship, response: Response, caller: Admin, db: Db
     subject = await stored.canonical_subject(db, named_subject(body.subject, store.settings))
     if subject is None:
         raise invalid(f"There is no party {body.subject.removeprefix(PARTY_PREFIX)}.", pointer="/subject")
+    if not subject.startswith(PARTY_PREFIX):
+        await _refuse_half_a_name(db, subject, store.settings)
     party = await parties.find_party(db, named(body.party, store.settings))
     if party is None:
         raise invalid(f"There is no party {body.party}; make it with POST /v1/parties.", pointer="/party")
@@ -175,6 +181,16 @@ async def begin(body: NewRelationship, response: Response, caller: Admin, db: Db
     response.headers["location"] = f"/v1/relationships/{relation.id}"
     response.headers["etag"] = etag(relation)
     return relation
+
+
+async def _refuse_half_a_name(db: asyncpg.Connection, subject: str, settings: Settings) -> None:
+    """Or `crm:778`, where `party:crm:778` is meant, would become a device."""
+    if await parties.find_party(db, named(subject, settings)) and not await devices.device(db, subject):
+        detail = (
+            f"There is no device {subject}, and a party is called so: write {PARTY_PREFIX}{subject}. "
+            "A device of that name is registered by PUT /v1/devices/… first."
+        )
+        raise invalid(detail, pointer="/subject")
 
 
 def _misfit(body: NewRelationship, unknown: relate.UnknownRole) -> Refusal:
@@ -210,7 +226,7 @@ def not_there(relationship: UUID, known_at: datetime | None = None) -> Refusal:
     "",
     summary="List relations, past ones too",
     description="Withdrawn ones only with a `known_at` at which they were not.",
-    responses=documented(),
+    responses=documented("not_found"),
     dependencies=[Depends(reader)],
 )
 async def list_(query: Annotated[RelationshipQuery, Query()], db: Db, store: Stored) -> Page[Relationship]:
@@ -218,10 +234,12 @@ async def list_(query: Annotated[RelationshipQuery, Query()], db: Db, store: Sto
     settings, subject, party = store.settings, None, None
     if query.subject:
         subject = await stored.canonical_subject(db, named_subject(query.subject, settings))
+        if subject is None:
+            raise Refusal("not_found", f"There is no party {query.subject.removeprefix(PARTY_PREFIX)}.")
     if query.party:
-        party = await parties.find_party(db, named(query.party, settings))
-    if (query.subject and subject is None) or (query.party and party is None):
-        return Page(items=[], next=None)
+        party = await known_party(db, named(query.party, settings))
+    if query.role and query.role not in (roles := await stored.roles(db)):
+        raise invalid(f"There is no such role; there are {', '.join(roles)}.", parameter="role")
     found = await stored.relationships(
         db, subject=subject, party=party, role=query.role, as_of=query.as_of, known_at=query.known_at, after=after,
         limit=query.limit + 1,

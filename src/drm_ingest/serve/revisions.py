@@ -7,7 +7,7 @@ from typing import Annotated
 from uuid import UUID
 
 import asyncpg
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, Body, Depends, Header, Response
 from pydantic import ConfigDict, Field
 
 from drm_ingest.errors import Refusal
@@ -72,17 +72,24 @@ def _versions(
 Versions = Annotated[set[int] | None, Depends(_versions)]
 
 _REFUSED = documented("not_found", "conflict", "precondition_failed")
+_BODY = "No body is taken as `{}`."
 _AGAIN = "Asking again for what is so already changes nothing. "
 
 
 @routes.post(
     "/{relationship}/end",
     summary="End a relation",
-    description=f"{_AGAIN}An end further on than it had is refused with 409 where another relation stands there.",
+    description=f"{_AGAIN}An end further on than it had is refused with 409 where another relation stands there. "
+    f"{_BODY}",
     responses=_REFUSED,
 )
 async def end(
-    relationship: UUID, body: End, response: Response, caller: Admin, db: Db, versions: Versions
+    relationship: UUID,
+    body: Annotated[End, Body(default_factory=End)],
+    response: Response,
+    caller: Admin,
+    db: Db,
+    versions: Versions,
 ) -> Relationship:
     with _refused("/at"):
         return _answer(
@@ -116,11 +123,17 @@ async def correct(
 @routes.post(
     "/{relationship}/withdraw",
     summary="Say that a relation never held",
-    description=f"{_AGAIN}What it brought goes off all records; GET with known_at still shows it as it was known.",
+    description=f"{_AGAIN}What it brought goes off all records; GET with known_at still shows it as it was known. "
+    f"{_BODY}",
     responses=_REFUSED,
 )
 async def withdraw(
-    relationship: UUID, body: Withdrawal, response: Response, caller: Admin, db: Db, versions: Versions
+    relationship: UUID,
+    body: Annotated[Withdrawal, Body(default_factory=Withdrawal)],
+    response: Response,
+    caller: Admin,
+    db: Db,
+    versions: Versions,
 ) -> Relationship:
     with _refused(""):
         return _answer(relationship, await revise.withdraw(db, relationship, _say(body, caller, versions)), response)

@@ -45,7 +45,7 @@ class TimelineQuery(events.EventsQuery, ViewQuery):
     description="Everything that happened on a device while the party held a role on it, what is about the party "
     "itself, and when its relations began and ended. An event is on it once, however many roles the party held.",
     response_model=Page[TimelineItem],
-    responses={**NOT_MODIFIED, **documented("not_found")},
+    responses={**NOT_MODIFIED, **documented("not_found", "method_not_allowed")},
 )
 async def timeline(
     party: InPath,

@@ -9,6 +9,7 @@ VIOLATIONS_MAX = 20
 
 NOTHING_OF_THIS_NAME = "There is nothing of this name here; /docs lists what there is."
 _TIME = "Must be a time in RFC 3339 with an offset, as in 2026-11-22T10:00:00Z."
+_TEXT = 'Must be a string: "4711" and not 4711.'
 _WHOLE = "Must be a whole number."
 _NUMBER = "Must be a number."
 _OBJECT = "Must be a JSON object."
@@ -43,14 +44,10 @@ def refusal_for(errors: Sequence[Any], body: object) -> Refusal:
     """Say where and what is wrong, without repeating what was sent."""
     if any(error["type"] == "json_invalid" for error in errors):
         return Refusal("malformed_json", "The body cannot be read as JSON.")
-    found = [_violation(error, body) for error in errors[:VIOLATIONS_MAX]]
-    # What may be one or several is wrong as one too, where one of the several is wrong.
-    within = tuple(each["pointer"] for each in found if "pointer" in each)
-    violations = [each for each in found if not any(place.startswith(f"{each.get('pointer')}/") for place in within)]
+    violations = [_violation(error, body) for error in errors[:VIOLATIONS_MAX]]
     first = violations[0]
     place = first.get("pointer") or first.get("parameter") or "the body"
-    count = len(errors) - len(found) + len(violations)
-    more = f" (and {count - 1} more, see violations)" if count > 1 else ""
+    more = f" (and {len(errors) - 1} more, see violations)" if len(errors) > 1 else ""
     return Refusal("invalid_parameters", f"{place}: {first['detail']}{more}", violations=violations)
 
 
@@ -65,6 +62,8 @@ def _violation(error: Any, body: object) -> dict[str, str]:
 
 def _detail(error: Any) -> str:
     kind, context = error["type"], error.get("ctx", {})
+    if kind == "string_type" and isinstance(error["input"], int | float) and not isinstance(error["input"], bool):
+        return _TEXT
     if context.get("min_length") == 1:
         return "Must not be empty."
     # Text that a validator of ours has seen has no kind of its own to pydantic any more, only a length.

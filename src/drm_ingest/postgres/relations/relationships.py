@@ -18,6 +18,11 @@ ROW = """
 select id, version, subject, role, party, batch, lower(valid) as valid_from, upper(valid) as valid_to,
        lower(recorded) as recorded_at, upper(recorded) as superseded_at, asserted_by, reason
 from relationship"""
+LATEST = f"""
+select latest.*, detail ->> 'asserted_by' as withdrawn_by, detail ->> 'reason' as withdrawn_reason
+from ({ROW} where id = $1 order by version desc limit 1) as latest
+left join relationship_change as withdrawal on superseded_at is not null
+    and withdrawal.relationship = latest.id and withdrawal.version = latest.version and change = 'withdrawn'"""
 
 
 async def canonical_subject(db: asyncpg.Connection, subject: str) -> str | None:
@@ -32,13 +37,18 @@ async def canonical_subject(db: asyncpg.Connection, subject: str) -> str | None:
 
 
 async def relationship(db: asyncpg.Connection, id_: UUID, known_at: datetime | None = None) -> asyncpg.Record | None:
-    """Return the latest version of a relation, which is closed (`superseded_at`) where it was withdrawn.
+    """Return the latest version of a relation, which is closed (`superseded_at`) where it was withdrawn, and by whom.
 
     With `known_at` the one that was known then, if any was.
     """
-    then = "" if known_at is None else "and recorded @> $2::timestamptz"
-    values = [id_] if known_at is None else [id_, known_at]
-    return await db.fetchrow(f"{ROW} where id = $1 {then} order by version desc limit 1", *values)
+    if known_at is None:
+        return await db.fetchrow(LATEST, id_)
+    return await db.fetchrow(f"{ROW} where id = $1 and recorded @> $2::timestamptz", id_, known_at)
+
+
+async def roles(db: asyncpg.Connection) -> list[str]:
+    """Return which roles there are."""
+    return [row["name"] for row in await db.fetch("select name from role order by name")]
 
 
 async def versions(

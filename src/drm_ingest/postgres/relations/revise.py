@@ -21,7 +21,7 @@ from drm_ingest.postgres.relations.changes import (
     lock,
     note,
 )
-from drm_ingest.postgres.relations.relationships import ROW
+from drm_ingest.postgres.relations.relationships import LATEST
 
 
 class Unchanged:
@@ -131,7 +131,7 @@ async def _subject(db: asyncpg.Connection, id_: UUID) -> str | None:
 
 
 async def _latest(db: asyncpg.Connection, id_: UUID) -> asyncpg.Record:
-    return await db.fetchrow(f"{ROW} where id = $1 order by version desc limit 1", id_)
+    return await db.fetchrow(LATEST, id_)
 
 
 async def _derived(db: asyncpg.Connection, row: asyncpg.Record) -> bool:
