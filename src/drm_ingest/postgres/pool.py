@@ -72,6 +72,7 @@ def open_pool(
         max_queries=50_000,
         max_inactive_connection_lifetime=300.0,
         max_cached_statement_lifetime=0,  # Postgres itself plans anew when it knows more; else it is work for nothing
+        max_cacheable_statement_size=0,  # of any size: the longest, those of records, take the most planning
         loop=asyncio.get_running_loop(),
         connection_class=asyncpg.Connection,
         record_class=asyncpg.Record,
