@@ -1,6 +1,6 @@
 """Build the world once, read it under live load, and say whether every target was met.
 
-    python -m loadtests.scale --keep /tmp/scale-data
+    python -m loadtests.scale --keep /tmp/scale-data --buffers 13GB
     python -m loadtests.scale --devices 100000 --parties 30000 --relations 150000 --events 2000000 --vendor-devices 5000
 
 Takes 20 GB of disk and, on two cores, ten minutes to build at full size; with `--keep` the data stays, and the next
@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from drm_ingest.postgres.migrate import migrate
 from drm_ingest.up.postgres import Postgres
 from loadtests.imports import parties_in
+from loadtests.scale import warm
 from loadtests.scale.build import build
 from loadtests.scale.measure import measure
 from loadtests.scale.running import up
@@ -108,6 +109,9 @@ def main(
     rate: Annotated[float, typer.Option(help="Live events a second: a fifth of capacity.")] = 2400,
     reads: Annotated[float, typer.Option(help="Pages a second, of all kinds alike.")] = 20,
     a_kind: Annotated[int, typer.Option(min=10, help="Parties of each kind to read.")] = 100,
+    buffers: Annotated[
+        str, typer.Option(help="Postgres' shared_buffers, such as 13GB, filled before pages are read.")
+    ] = "",
     import_parties: Annotated[int, typer.Option(min=0, help="To import, beside it; 0: none.")] = 1_000_000,
     port: Annotated[int, typer.Option(min=1, max=65_532, help="As of `drm-ingest up`.")] = 18_080,
 ) -> None:
@@ -119,8 +123,11 @@ def main(
         world = _ensure(sizes, folder, workers, console)
         if only_build:
             return
+        if buffers:
+            warm.give(folder, buffers)
         with up(folder, port) as where:
-            misses = asyncio.run(measure(where, world, console, rate=rate, reads_rate=reads, a_kind=a_kind))
+            filled = folder if buffers else None
+            misses = asyncio.run(measure(where, world, console, filled, rate=rate, reads_rate=reads, a_kind=a_kind))
             if import_parties:
                 took_s = asyncio.run(_import(where, import_parties))
                 console.print(f"{import_parties:,} parties imported in {took_s:.1f} s")

@@ -19,7 +19,6 @@ from loadtests.scale.world import World, device
 CONNECTIONS = 8
 KINDS = ("customer", "vendor", "partner", "employee", "supplier")
 VIEWS = ("now", "as_of", "known_at")
-WARM_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)

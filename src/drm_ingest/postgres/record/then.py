@@ -9,7 +9,7 @@ After $1 to $3 and the parameters of the same statement as it is read live comes
 
 from drm_ingest.postgres.record import own, supplied
 from drm_ingest.postgres.record.known import AT, KIN, NAMED, RELATION, STARTED, UNTIL, only
-from drm_ingest.postgres.record.rare import FAULT, FAULTS_BY_CODE, OPEN_FAULTS, RATINGS, lens
+from drm_ingest.postgres.record.rare import FAULTS_BY_CODE, OPEN_FAULTS, RATINGS, lens
 
 
 def _contributing(part: str, large: str) -> str:
@@ -17,21 +17,10 @@ def _contributing(part: str, large: str) -> str:
     return f"array(select distinct subject from large_party_part where large = {large} and part = '{part}')"
 
 
-def _had_fault(table: str, large: str) -> str:
-    """Return the step `had_fault`: the devices among the subjects of a table that ever had a fault."""
-    return f"""
-had_fault as materialized (
-    select distinct subject from {table} as counted
-    where large = {large} and not starts_with(subject, 'party:') and exists (
-        select from subject_day where subject_day.subject = counted.subject and type = '{FAULT}'
-    )
-)"""
-
-
 _TYPED = "coalesce(cardinality($1::uuid[]) > 0, $3::timestamptz is null)"
 """True; for a statement that has no other use of these."""
 
-_HAD_FAULT = "array(select subject from had_fault)"
+_HAD_FAULT = _contributing("had_fault", "$5")
 
 _SATISFACTION = f"""
 with counted as (
@@ -73,27 +62,24 @@ by_then as (select subject, valid * {UNTIL} as valid from said_or_done where {_T
 {lens("''", "by_then", AT)}, {RATINGS}"""
 
 _SOLD_FAULTS = f"""
-with {_had_fault("large_party_reached", "$5")},
-owned as (
+with owned as (
     select subject, valid * {UNTIL} as valid from large_party_reached
     where large = $5 and {_TYPED} and {STARTED} {only(_HAD_FAULT)}
 ), {lens("''", "owned", AT)}, {OPEN_FAULTS}
 {FAULTS_BY_CODE}"""
 
 
-def _supplied(large: str) -> str:
-    had_fault = f"had_fault as (select * from supplied where true {only(_contributing('supplied', large))})"
-    return f"with {supplied.supplied()}, {had_fault}, {supplied.open_faults_on('had_fault')}"
-
+_SUPPLIED = f"""
+with {supplied.supplied()},
+had_fault as (select * from supplied where true {only(_HAD_FAULT)}), {supplied.open_faults_on("had_fault")}"""
 
 FIGURES = {
-    "faults": f"""
-with {_had_fault("large_party_span", "$5")}, {own.open_faults(_HAD_FAULT)} {own.TOLD_FAULTS}""",
+    "faults": f"with {own.open_faults(_HAD_FAULT)} {own.TOLD_FAULTS}",
     "satisfaction": _SATISFACTION,
     "sales": _SALES,
     "sold_satisfaction": _SOLD_SATISFACTION,
     "sold_faults": _SOLD_FAULTS,
-    "batches": f"{_supplied('$5')} {supplied.TOLD_BATCHES}",
-    "supplied_faults": f"{_supplied('$5')} {supplied.TOLD_FAULTS}",
+    "batches": f"{_SUPPLIED} {supplied.TOLD_BATCHES}",
+    "supplied_faults": f"{_SUPPLIED} {supplied.TOLD_FAULTS}",
 }
 """By the names of figures.py."""

@@ -4,6 +4,7 @@ They are the very statements of record/, held to some subjects ($4), and asked o
 statement of all: what they have as parameters is of `each` then.
 
     fault        everybody: open on the device
+    had_fault    everybody: that the device ever had one
     answer       everybody: to each scale and score
     sold_fault, sold_answer; large_party_reached    a vendor's customers
     supplied     a supplier: faults by role and batch
@@ -39,7 +40,7 @@ gone as (
 )
 insert into large_party_part (large, part, subject, row)
 select each.large, '{part}', contribution.subject, to_jsonb(contribution) - 'subject'
-from each cross join lateral (with recursive {_of_each(steps)} {rows}) as contribution
+from each cross join lateral ({_of_each(f"with recursive {steps} {rows}" if steps else rows)}) as contribution
 where kind = '{kind}' or '{kind}' = ''"""
 
 
@@ -47,6 +48,11 @@ _FAULT = """
 select subject, code, since, last_at, raised, jsonb_strip_nulls(jsonb_build_object(
            'severity', data -> 'severity', 'message', data -> 'message', 'component', data -> 'component')) as data
 from open_fault"""
+_HAD_FAULT = f"""
+select subject from large_party_span
+where large = $5 and subject = any ($4::text[]) and not starts_with(subject, 'party:') and exists (
+    select from subject_day where subject_day.subject = large_party_span.subject and type = '{FAULT}'
+)"""
 _ANSWER = "select of as subject, scale, score, answers, first_at, last_at from answers"
 
 
@@ -85,6 +91,7 @@ left join (select of, subject, array_agg(code) as codes from open_fault group by
 
 _PARTS = {
     "fault": _add("fault", "", own.open_faults("$4"), _FAULT),
+    "had_fault": _add("had_fault", "", "", _HAD_FAULT),
     "answer": _add("answer", "", _ratings(_SPANS), _ANSWER),
     "sold_fault": _add(
         "sold_fault", "vendor", f"{sold.reached('$4')}, {sold.OPEN}", "select subject, code from open_fault"
@@ -98,7 +105,11 @@ _PARTS = {
 }  # fmt: skip
 _CUSTOMERS_ANSWERS = _add("sold_answer", "vendor", _ratings(_SOLD_CUSTOMERS), _ANSWER)
 
-_OF_TYPES = {FAULT: ("fault", "sold_fault", "supplied"), RATING: ("answer", "sold_answer"), CONTACT: ("visit",)}
+_OF_TYPES = {
+    FAULT: ("fault", "had_fault", "sold_fault", "supplied"),
+    RATING: ("answer", "sold_answer"),
+    CONTACT: ("visit",),
+}
 ALL = tuple(_PARTS)
 
 _REACHED_GONE = f"""
