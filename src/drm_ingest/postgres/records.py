@@ -65,8 +65,7 @@ async def of_party(db: asyncpg.Connection, party: UUID, view: View, shown: Shown
         else:
             found = await figures.read(db, of, kinds.of_then(kind, shown, large))
         relations, devices = found["listed_relations"], found["listed_devices"][: shown.devices]
-        happened = None if large is None else await _happened_by_totals(db, of, large, devices, shown.days)
-        latest, days = happened or await _happened(db, of, devices, shown.days)
+        latest, days = await _happened(db, of, devices, shown.days, found.get("happened", ()))
         return PartyRecord(
             parties=members,
             links=await links.links(db, group, view.known_at) if len(group) > 1 else [],
@@ -88,40 +87,22 @@ def _first(rows: Rows, *names: str) -> Sequence[int]:
     return [rows[0][name] if rows else 0 for name in names]
 
 
-async def _happened(db: asyncpg.Connection, of: Of, devices: Rows, days: int) -> tuple[Rows, Rows]:
-    """Return what happened: `latest`, and what did on the last of so many days and on the days before it."""
-    latest = await db.fetch(tally.RECORD, *of, [row["subject"] for row in devices])
+async def _happened(db: asyncpg.Connection, of: Of, devices: Rows, days: int, counted: Rows) -> tuple[Rows, Rows]:
+    """Return `latest`, and what happened on the last of so many days and on the days before it.
+
+    As the totals of days have it in `counted`, unless they have nothing or do not know something, since it moved away.
+    """
+    subjects = [row["subject"] for row in devices]
+    for happened in counted:
+        latest = happened["latest"]
+        if all(row["occurred_at"] is not None and row["first_seen"] is not None for row in latest):
+            return [*latest, *await db.fetch(whole.LATEST_OF_DEVICES, *of, subjects)], happened["days"]
+    latest = await db.fetch(tally.RECORD, *of, subjects)
     if not latest or not days:
         return latest, []
-    ends = _day_after(latest)
+    last = max(row["occurred_at"] for row in latest).astimezone(UTC)
+    ends = last.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
     return latest, await db.fetch(tally.BY_DAY, *of, ends - timedelta(days=days), ends)
-
-
-async def _happened_by_totals(
-    db: asyncpg.Connection, of: Of, large: int, devices: Rows, days: int
-) -> tuple[Rows, Rows] | None:
-    """Return the same from the totals of days, and from events of the day that `as_of` is in.
-
-    None: something is not known without looking at the events.
-    """
-    as_of = of[1]
-    last_day = "[]" if as_of is None else await db.fetchval(whole.LAST_DAY, large, as_of)
-    counted = (large, as_of and as_of.astimezone(UTC).date(), last_day)
-    latest = await db.fetch(whole.LATEST, *counted)
-    if any(row["occurred_at"] is None or row["first_seen"] is None for row in latest):
-        return None
-    by_day: Rows = []
-    if latest and days:
-        ends = _day_after(latest)
-        by_day = await db.fetch(whole.BY_DAY, *counted, (ends - timedelta(days=days)).date(), ends.date())
-    of_devices = await db.fetch(whole.LATEST_OF_DEVICES, *of, [row["subject"] for row in devices])
-    return latest + of_devices, by_day
-
-
-def _day_after(latest: Rows) -> datetime:
-    """Return when the last day ends on which anything happened."""
-    last: datetime = max(row["occurred_at"] for row in latest).astimezone(UTC)
-    return last.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)

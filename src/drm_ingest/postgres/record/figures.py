@@ -5,7 +5,7 @@ So all that a record has to ask for is one question: each would wait for Postgre
 
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from functools import cache, partial
 from typing import Any, TypedDict
@@ -55,6 +55,30 @@ class _Device(TypedDict):
 
 class _CountedDevice(_Device, total=False):
     devices_now: int
+
+
+class _Latest(TypedDict):
+    device: None
+    type: str
+    subject: str | None
+    occurred_at: datetime | None
+    source: str | None
+    id: str | None
+    recorded_at: datetime | None
+    data: str | None
+    events: int
+    first_seen: datetime | None
+
+
+class _Day(TypedDict):
+    day: date
+    type: str
+    events: int
+
+
+class _Happened(TypedDict):
+    latest: list[_Latest]
+    days: list[_Day]
 
 
 class _Word(TypedDict):
@@ -171,6 +195,7 @@ class _Figures(TypedDict, total=False):
     listed_relations: list[_CountedRelation]
     listed_devices: list[_CountedDevice]
     attributes: list[_Word]
+    happened: list[_Happened]
     relations: list[_Relations]
     devices_now: list[_DevicesNow]
     faults: list[_Fault]

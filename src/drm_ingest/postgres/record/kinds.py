@@ -48,7 +48,7 @@ def live(kind: str, shown: Shown) -> dict[str, Asked]:
 
 def of_then(kind: str, shown: Shown, large: int) -> dict[str, Asked]:
     """Return the same of a large party as of another time."""
-    found = live(kind, shown)
+    found = live(kind, shown) | {"happened": (whole.HAPPENED, (large, shown.days))}
     for name in then.FIGURES.keys() & found.keys():
         found[name] = (then.FIGURES[name], (*found[name][1], large))
     return found
@@ -56,7 +56,7 @@ def of_then(kind: str, shown: Shown, large: int) -> dict[str, Asked]:
 
 def beside_totals(kind: str, shown: Shown, large: int) -> dict[str, Asked]:
     """Return those that totals do not have of a large party."""
-    found = _listed(shown, whole.RELATIONS, whole.DEVICES)
+    found = _listed(shown, whole.RELATIONS, whole.DEVICES) | {"happened": (whole.HAPPENED, (large, shown.days))}
     if kind == "partner":
         around = (PARTS_MAX, shown.around_visit_days, large)
         found |= {"newest_visits": (whole.VISITS, around), "visit_answers": (whole.VISIT_ANSWERS, around)}

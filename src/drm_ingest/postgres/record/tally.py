@@ -82,7 +82,7 @@ opened as (
 
 TOLD = """
 select newest.device, newest.type, newest.subject, newest.last_at as occurred_at, total.events, opened.first_seen,
-       latest.source, latest.id, coalesce(latest.data, kept.last_data) as data, latest.recorded_at
+       latest.source, latest.id, coalesce(latest.data, kept.last_data)::text as data, latest.recorded_at
 from newest join total using (type) cross join opened
 left join lateral (
     select source, id, data, recorded_at from event

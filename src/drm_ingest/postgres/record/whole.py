@@ -97,16 +97,17 @@ select * from later
 union all
 ({_holding("before", "$4::int - (select count(*) from now) - (select count(*) from later)")})"""
 
-# -- of the large party $1 ---------------------------------------------------------------------------------------------
+# -- of a large party --------------------------------------------------------------------------------------------------
 
-# What happened until $2 on the day that this is in, which is not over: rows in JSON, as large_party_day has days.
-LAST_DAY = """
+# Of the large party $4: as its days were counted, before the one that $2 is in, and what had happened of that one then.
+# `latest`, and the last $5 days up to that of the last event.
+HAPPENED = f"""
 with span as (
     select subject, lower(during) as starts, upper(during) as ends
     from large_party_span cross join lateral unnest(valid * tstzmultirange(
         tstzrange(date_trunc('day', $2::timestamptz, 'UTC'), $2 + interval '1 microsecond')
     )) as during
-    where large = $1
+    where large = $4 and $2 is not null
 ),
 found as (
     select type, subject, events, first_at, last_at
@@ -115,38 +116,29 @@ found as (
         where subject = span.subject and occurred_at >= span.starts and occurred_at < span.ends
         group by type
     ) as moments
-)
-select coalesce(jsonb_agg(to_jsonb(last)), '[]')
-from (
-    select ($2 at time zone 'UTC')::date as day, type, sum(events)::bigint as events, min(first_at) as first_at,
-           max(last_at) as last_at, (array_agg(subject order by last_at desc, subject))[1] as last_subject
-    from found group by type
-) as last"""
-
-# The days before $2 (null: all there are), and one more, $3.
-_DAYS = """
-counted as (
+),
+counted as materialized (
     select day, type, events, first_at, last_at, last_subject from large_party_day
-    where large = $1 and day < coalesce($2::date, 'infinity')
+    where large = $4 and day < coalesce(($2 at time zone 'UTC')::date, 'infinity')
     union all
-    select * from jsonb_to_recordset($3::jsonb) as last (
-        day date, type text, events bigint, first_at timestamptz, last_at timestamptz, last_subject text
-    )
-)"""
-
-LATEST = f"""
-with {_DAYS},
+    select ($2 at time zone 'UTC')::date, type, sum(events)::bigint, min(first_at), max(last_at),
+           (array_agg(subject order by last_at desc, subject))[1]
+    from found group by type
+),
 newest (device, type, subject, last_at) as (
     select distinct on (type) null, type, last_subject, last_at from counted order by type, day desc
 ),
 total as (select type, sum(events)::bigint as events from counted group by type),
-opened as (select min(first_at) as first_seen from counted where day = (select min(day) from counted))
-{TOLD}"""
-
-# From the day $4 on and before $5.
-BY_DAY = f"""
-with {_DAYS}
-select day, type, events from counted where day >= $4::date and day < $5::date order by day desc, type"""
+opened as (select min(first_at) as first_seen from counted where day = (select min(day) from counted)),
+told as ({TOLD}),
+ending as (select (max(last_at) at time zone 'UTC')::date + 1 as day from newest),
+by_day as (
+    select counted.day, type, events from counted cross join ending
+    where counted.day >= ending.day - $5::int and counted.day < ending.day
+    order by day desc, type
+)
+select coalesce((select jsonb_agg(to_jsonb(told)) from told), '[]') as latest,
+       coalesce((select jsonb_agg(to_jsonb(by_day)) from by_day), '[]') as days"""
 
 # The newest $4 visits are all on these devices of the large party $6; what was around them is read live.
 _VISITED = """array(
