@@ -39,8 +39,8 @@ from drm_ingest.serve.shapes import ITEMS_MAX, Time, from_json
 routes = APIRouter(prefix="/v1/parties", tags=["parties"], dependencies=[Depends(reader)])
 
 DAYS_MAX = 366
-LISTED = 25
-"""Of devices and of relations, unless more are asked for: each device costs its latest state of every type."""
+DEVICES_LISTED, RELATIONS_LISTED = 10, 25
+"""Unless more are asked for. A household has fewer devices; each costs its latest state of every type."""
 _LESS = {
     True: "ask again in a while: if it is large, it is being counted beforehand.",
     False: "that of a large party is counted beforehand as it is now, and else at most in part. "
@@ -122,8 +122,8 @@ class Record(Activity, Party):  # the fields of the last come first
 
 
 class RecordQuery(ViewQuery):
-    devices: int = Field(LISTED, ge=0, le=ITEMS_MAX, description="how many of the devices to show")
-    relations: int = Field(LISTED, ge=0, le=ITEMS_MAX, description="how many of the relations to show")
+    devices: int = Field(DEVICES_LISTED, ge=0, le=ITEMS_MAX, description="how many of the devices to show")
+    relations: int = Field(RELATIONS_LISTED, ge=0, le=ITEMS_MAX, description="how many of the relations to show")
     days: int = Field(30, ge=0, le=DAYS_MAX, description="how many days up to the last event to show by day")
     around_visit_days: int = Field(30, ge=1, le=DAYS_MAX, description="of a partner: days before and after a visit")
 
