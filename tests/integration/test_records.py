@@ -581,7 +581,7 @@ async def large(db: asyncpg.Connection) -> UUID:
 
 async def test_nothing_large_is_read_whole(large: UUID, db: asyncpg.Connection, admin: httpx.AsyncClient) -> None:
     record = await get(admin, f"/v1/parties/{large}")
-    assert (record["devices_now"], len(record["devices"])) == (100, 25)
+    assert (record["devices_now"], len(record["devices"])) == (100, 10)
     expected = await db.fetch(
         "select type, count(*) from event join relationship using (subject) "
         "where party = $1 and valid @> occurred_at and upper_inf(recorded) and role = 'sold_by' "

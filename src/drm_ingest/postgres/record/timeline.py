@@ -5,7 +5,7 @@ and when its relations began and ended (turned.py); page.py makes a page of it.
 """
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -20,24 +20,30 @@ from drm_ingest.postgres.relations import links
 _FEW = 10
 """Of so few relations a page is read at once, without looking how far back it reaches."""
 
-# How many relations the group $1 has: as its totals say (null: it has none), and counted to $2.
-_RELATIONS = """
-select large.id as large, large.relations as in_totals, (
+_DAYS_MAX = 8
+# The group, and how many relations it has, counted to $3; of its totals (null: it has none) how many they know of, and
+# the last days up to $4 with how many events of the types $5 (null: all) these had.
+_GROUP = f"""
+, own as materialized (select array_agg(party order by party) as ids from grown)
+select own.ids, totals.*, $2::timestamptz as known_at, (
     select count(*) from (
-        select from relationship where party = any ($1::uuid[]) and upper_inf(recorded) limit $2
+        select from relationship where party = any (own.ids) and upper_inf(recorded) limit $3
     ) as held
 ) as at_least
-from (select) as one left join (
-    select id, (shown #>> '{relations,0,holding}')::bigint + (shown #>> '{relations,0,past}')::bigint as relations
-    from large_party where party = ($1::uuid[])[1] and built_at is not null
-) as large on true"""
-
-_DAYS_MAX = 8
-# Of the large party $1 the last days up to $2, and how many events of the types $3 (null: all) they had.
-_DAYS = f"""
-select day, sum(events)::bigint as events from large_party_day
-where large = $1 and day <= $2::date and ($3::text[] is null or type = any ($3))
-group by day order by day desc limit {_DAYS_MAX}"""
+from own left join lateral (
+    select id as large, counted.*,
+           (shown #>> '{{relations,0,holding}}')::bigint + (shown #>> '{{relations,0,past}}')::bigint as relations
+    from large_party left join lateral (
+        select array_agg(day order by day desc) as days, array_agg(events order by day desc) as events
+        from (
+            select day, sum(events)::bigint as events from large_party_day
+            where large = large_party.id and day <= $4::date and ($5::text[] is null or type = any ($5))
+            group by day order by day desc limit {_DAYS_MAX}
+        ) as newest
+    ) as counted on true
+    where party = own.ids[1] and built_at is not null
+) as totals on true"""
+_GROUP_NOW, _GROUP_KNOWN = links.GROWN + _GROUP, links.GROWN_KNOWN + _GROUP
 
 _WINDOW, _WINDOW_MIN, _WINDOW_MAX = timedelta(hours=1), timedelta(minutes=1), timedelta(days=512)
 """How far back to look for a page at first, and at most before all is asked for: a party with many devices has a page
@@ -57,30 +63,31 @@ async def of_party(db: asyncpg.Connection, party: UUID, wanted: Wanted, relation
     Rows are as `page.sql` has them. That of a party with totals and more than `relations_max` relations is looked for
     by time, as long as enough of what there is then is its own.
     """
-    group = await links.group(db, party, wanted.view.known_at)
-    relations = await db.fetchrow(_RELATIONS, group, _FEW + 1)
+    known_at, newest = wanted.view.known_at, wanted.newest.astimezone(UTC)
+    of = await db.fetchrow(
+        _GROUP_NOW if known_at is None else _GROUP_KNOWN, party, known_at, _FEW + 1, newest.date(), wanted.types or None
+    )
     # As we know it now; what we knew is not found by when it held.
-    if (relations["in_totals"] or 0) > relations_max and wanted.events and wanted.view.known_at is None:
-        rows = await _by_time(db, group, wanted)
+    if (of["relations"] or 0) > relations_max and wanted.events and known_at is None:
+        rows = await _by_time(db, of["ids"], wanted)
         if rows is not None:
             return rows
     # Day counts tell where there is anything rare.
-    at_once = relations["at_least"] <= _FEW or (bool(wanted.types) and set(wanted.types) <= RARE)
-    large = relations["large"]
-    window = None if at_once else _WINDOW if large is None else await _window(db, large, wanted)
-    return await _by_subject(db, group, wanted, window)
+    at_once = of["at_least"] <= _FEW or (bool(wanted.types) and set(wanted.types) <= RARE)
+    days = list(zip(of["days"] or (), of["events"] or (), strict=True))
+    window = None if at_once else _WINDOW if of["large"] is None else _window(newest, days, 2 * wanted.limit)
+    return await _by_subject(db, of["ids"], wanted, window)
 
 
-async def _window(db: asyncpg.Connection, large: int, wanted: Wanted) -> timedelta | None:
-    """Return how far back two pages are to be expected, by what totals counted; None: they have not counted so much."""
-    newest, pages, found = wanted.newest.astimezone(UTC), 2 * wanted.limit, 0.0
-    days = await db.fetch(_DAYS, large, newest.date(), wanted.types or None)
-    for day, events in days:
+def _window(newest: datetime, days: Sequence[tuple[date, int]], events: int) -> timedelta | None:
+    """Return how far back so many are to be expected, by what totals counted; None: they have not counted so many."""
+    found = 0.0
+    for day, counted in days:
         starts = datetime(day.year, day.month, day.day, tzinfo=UTC)
         ends, seconds = min(newest, starts + _DAY), min(_DAY, datetime.now(UTC) - starts).total_seconds()
-        rate = events / max(seconds, 1.0)
-        if found + rate * (ends - starts).total_seconds() >= pages:
-            return max(_WINDOW_MIN, newest - ends + timedelta(seconds=(pages - found) / rate))
+        rate = counted / max(seconds, 1.0)
+        if found + rate * (ends - starts).total_seconds() >= events:
+            return max(_WINDOW_MIN, newest - ends + timedelta(seconds=(events - found) / rate))
         found += rate * (ends - starts).total_seconds()
     return newest - starts if len(days) == _DAYS_MAX else None
 

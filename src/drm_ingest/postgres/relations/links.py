@@ -33,10 +33,12 @@ with recursive grown (party) as (
 )"""
 
 
+GROWN, GROWN_KNOWN = _group(OPEN), _group(_KNOWN)
+"""The step `grown (party)`: those of the group of $1; as known at $2."""
 _IDS = "select array_agg(party order by party) from grown"
-GROUP, GROUP_KNOWN = f"{_group(OPEN)} {_IDS}", f"{_group(_KNOWN)} {_IDS}"
+GROUP, GROUP_KNOWN = f"{GROWN} {_IDS}", f"{GROWN_KNOWN} {_IDS}"
 _ROWS = f"{PARTY} where id = any (array(select party from grown)) order by id"
-MEMBERS, MEMBERS_KNOWN = f"{_group(OPEN)} {_ROWS}", f"{_group(_KNOWN)} {_ROWS}"
+MEMBERS, MEMBERS_KNOWN = f"{GROWN} {_ROWS}", f"{GROWN_KNOWN} {_ROWS}"
 
 LINK = "id, party, other, reason, asserted_by, lower(recorded) as linked_at"
 
