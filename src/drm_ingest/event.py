@@ -24,6 +24,8 @@ TYPE_CHARACTERS_MAX = 200
 PARTY_PREFIX = "party:"
 LINKED = "identity.linked"
 UNLINKED = "identity.unlinked"
+TIME_MIN = datetime(2, 1, 1, tzinfo=UTC)
+"""In year 1 are clocks that were never set; and where it begins a time may not exist in UTC, or before another."""
 _DEVICE_SOURCE = "/devices/"
 _leap = re.compile(r"(.{16}):60(?:\.[0-9]+)?(Z|z|[+-][0-9]{2}:[0-9]{2})").fullmatch
 _unreserved = re.compile(r"[A-Za-z0-9_.~-]*").fullmatch
@@ -151,7 +153,7 @@ def parse_time(text: str) -> datetime:
     """Return an RFC 3339 time with its offset; a leap second (`:60`) is the last microsecond before it.
 
     Raises:
-        ValueError: it is not one, has no offset, or lies in year 1: an unset clock, and no such time in UTC everywhere.
+        ValueError: it is not one, has no offset, or lies before TIME_MIN.
             The message goes on after the name of what it is.
     """
     try:
@@ -162,8 +164,8 @@ def parse_time(text: str) -> datetime:
         time = leap
     if time.tzinfo is None:
         raise ValueError("has no offset from UTC")
-    if time.year == 1:
-        raise ValueError("lies in year 1, as on a clock that was never set")
+    if time < TIME_MIN:
+        raise ValueError("lies in year 1 of UTC, as on a clock that was never set")
     return time
 
 
@@ -192,7 +194,9 @@ def occurred_at(
     if clock_offset:
         try:
             time, quality = time.astimezone(UTC) + clock_offset, TimeQuality.CORRECTED
-        except OverflowError:  # corrected out of the calendar
+        except OverflowError:
+            return received_at, TimeQuality.CLAMPED
+        if time < TIME_MIN:  # corrected out of the calendar, as above
             return received_at, TimeQuality.CLAMPED
     if time > received_at + future_max:
         return received_at, TimeQuality.CLAMPED

@@ -109,6 +109,31 @@ async def test_a_hand_over_is_exact_to_the_microsecond(admin: httpx.AsyncClient,
         assert [item["event"]["id"] for item in items] == seen
 
 
+async def test_what_a_clock_that_was_never_set_has_left_is_shown_all_the_same(
+    admin: httpx.AsyncClient, attach: Attach
+) -> None:
+    ada, vera = await party(admin), await party(admin, "Vera", "vendor")
+    await holds(admin, ada, "owner", "meter-7")
+    await holds(admin, vera, "serviced_by", "meter-7")
+    first = datetime(1, 1, 2, tzinfo=UTC)
+    await attach(
+        *(Sent("meter-7", f"e{n}", first + n * DAY) for n in range(3)),
+        Sent("meter-7", "fault", first, "device.fault", '{"code": "E1", "state": "raised"}'),
+        Sent("meter-7", "visit", first, "support.contact", '{"channel": "visit"}'),
+        Sent("meter-7", "answer", first, "feedback.rating", '{"scale": "csat", "score": 3}'),
+    )
+    for days in (0, 1, 10, 366):
+        for who in (ada, vera):
+            record = await get(admin, f"/v1/parties/{who}", days=days, around_visit_days=7)
+            assert (record["first_seen"], record["last_seen"]) == ("0001-01-02T00:00:00Z", "0001-01-04T00:00:00Z")
+    assert [day["day"] for day in record["by_day"]] == ["0001-01-04", "0001-01-03", "0001-01-02"]
+    for path in (f"/v1/parties/{ada}/timeline", "/v1/devices/meter-7/events"):
+        assert len(await pages(admin, path, 2)) == 6
+    assert (await get(admin, "/v1/devices/meter-7"))["first_seen"] == "0001-01-02T00:00:00Z"
+    fate = await get(admin, "/v1/events", subject="meter-7", id="e0")
+    assert fate["event"]["occurred_at"] == "0001-01-02T00:00:00Z"
+
+
 async def test_an_event_counts_once_however_many_roles_are_held(admin: httpx.AsyncClient, attach: Attach) -> None:
     volt = await party(admin, "Volt", "vendor")
     await holds(admin, volt, "sold_by", "meter-7", NOON - DAY)

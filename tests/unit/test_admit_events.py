@@ -261,6 +261,7 @@ def test_a_time_has_an_offset_and_the_form_of_rfc_3339() -> None:
         "2016-12-31T23:59:61Z", "2016-12-30T23:59:60Z", "2016-12-31T22:59:60Z", "2016-12-31T23:59:60",
         "2016-12-31T23:59:60+02:00", "9999-12-31T23:59:60Z",
         "2026-02-30T00:00:00Z", "2026-11-22T25:00:00Z", "0001-01-01T00:00:00+01:00", "0000-01-01T00:00:00Z",
+        "0002-01-01T00:00:00+14:00",
     ):  # fmt: skip
         assert rejected(event(time=time)) == ("time_invalid", "/time")
 
@@ -270,7 +271,7 @@ def test_a_time_has_an_offset_and_the_form_of_rfc_3339() -> None:
     [
         ("yesterday", "time is not an RFC 3339 time; send time as RFC 3339 with an offset, as in 2026-"),
         ("2026-11-22T10:00:00", "time has no offset from UTC; send time as RFC 3339 with an offset, as in "),
-        ("0001-01-01T00:00:00Z", "time lies in year 1, as on a clock that was never set; send time as RFC 3339 "),
+        ("0001-01-01T00:00:00Z", "time lies in year 1 of UTC, as on a clock that was never set; send time as "),
         (1763805600, "time is a string in RFC 3339 with an offset, as in 2026-11-22T10:00:00Z; no number."),
     ],
 )  # fmt: skip
@@ -311,10 +312,16 @@ def test_a_time_is_clamped_by_the_corrected_clock() -> None:
     assert codes(send(event(time=RECEIVED_AT.isoformat()), receipt=behind)) == ["time_clamped"]
 
 
+def test_a_time_that_the_corrected_clock_puts_into_year_1_is_clamped() -> None:
+    receipt = Receipt(RECEIVED_AT, "r", "fleet", clock_offset_ms=-1000 * 365 * 86_400_000)
+    assert codes(send(event(time="1002-06-01T00:00:00Z"), receipt=receipt)) == []
+    assert codes(send(event(time="1000-06-01T00:00:00Z"), receipt=receipt)) == ["time_clamped"]
+
+
 def test_no_clock_is_too_wrong_to_be_answered() -> None:
     for offset_ms in (10**14, -(10**14)):
         receipt = Receipt(RECEIVED_AT, "r", "fleet", clock_offset_ms=offset_ms)
-        for time in ("9999-12-31T23:59:59-23:59", "0002-01-01T00:00:00+23:59", "2026-11-22T10:00:00Z"):
+        for time in ("9999-12-31T23:59:59-23:59", "0002-01-02T00:00:00+23:59", "2026-11-22T10:00:00Z"):
             assert send(event(time=time), receipt=receipt).records
 
 

@@ -254,6 +254,7 @@ POISON = {
     "a leap second in mid-month": (record(PLAIN | {"time": "2016-12-30T23:59:60Z"}), "$.time"),
     "no time at all": (record(PLAIN | {"time": "yesterday"}), "$.time"),
     "a time before time": (record(PLAIN | {"time": "0001-01-01T00:00:00+14:00"}), "never set"),
+    "a time before time in UTC": (record(PLAIN | {"time": "0002-01-01T00:00:00+14:00"}), "never set"),
     "an unset clock": (record(PLAIN | {"time": "0001-01-01T00:00:00Z"}), "never set"),
     "no id": (record({"type": "a", "subject": "m1"}), "no id"),
     "no subject": (record({"type": "a", "id": "1"}), "key is not its subject"),

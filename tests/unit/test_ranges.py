@@ -154,6 +154,14 @@ def test_taking_a_device_over_ends_its_owner_and_signing_in_ends_nobody() -> Non
     ]  # fmt: skip
 
 
+def test_a_claim_that_reaches_to_where_the_calendar_begins_has_no_start() -> None:
+    early = replace(said(0, True, ADA), at=datetime(2, 6, 1, tzinfo=UTC))
+    (span,) = derive([early], claim=timedelta(days=366))
+    assert span.starts is None
+    (span,) = derive([early], claim=timedelta(days=30))
+    assert span.starts == datetime(2, 5, 2, tzinfo=UTC)
+
+
 def test_a_claim_stops_where_somebody_owned_the_device() -> None:
     owned = [Span("owner", BO, None, NOON - 5 * HOUR)]
     assert shown(derive([said(0, True, ADA)], stated=owned, claim=None)) == [("user", ADA, -5, None)]

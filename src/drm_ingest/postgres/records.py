@@ -102,7 +102,7 @@ async def _happened(db: asyncpg.Connection, of: Of, devices: Rows, days: int, co
         return latest, []
     last = max(row["occurred_at"] for row in latest).astimezone(UTC)
     ends = last.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
-    return latest, await db.fetch(tally.BY_DAY, *of, ends - timedelta(days=days), ends)
+    return latest, await db.fetch(tally.BY_DAY, *of, ends - timedelta(days=min(days, last.toordinal())), ends)
 
 
 @dataclass(frozen=True, slots=True)

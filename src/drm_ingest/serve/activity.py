@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from drm_ingest.postgres.record.figures import Rows
 from drm_ingest.postgres.record.known import View
-from drm_ingest.serve.shapes import Request, Time, decoded, from_json
+from drm_ingest.serve.shapes import Request, StoredTime, Time, decoded, from_json
 
 
 class ViewQuery(Request):
@@ -33,7 +33,7 @@ class State(BaseModel):
     subject: str = Field(examples=["meter-7"])
     id: str | None = Field(description="null: the event itself has been dropped by retention", examples=["8f14e45f"])
     source: str | None
-    occurred_at: Time
+    occurred_at: StoredTime
     data: Annotated[Any, from_json] = Field(examples=[{"temperature": 21.4}])
 
 
@@ -42,8 +42,8 @@ class Activity(BaseModel):
 
     events: int = Field(examples=[51_235])
     events_by_type: dict[str, int] = Field(examples=[{"device.measurement": 51_204, "device.status": 31}])
-    first_seen: Time | None
-    last_seen: Time | None
+    first_seen: StoredTime | None
+    last_seen: StoredTime | None
     latest: dict[str, State] = Field(description="by type")
 
 
@@ -84,8 +84,8 @@ class OpenFault(BaseModel):
     severity: str | None = Field(examples=["error"])
     message: str | None = Field(examples=["Pump blocked"])
     component: str | None = Field(examples=["pump"])
-    since: Time = Field(description="when it was first raised since it was last cleared")
-    last_at: Time = Field(description="when it was last raised")
+    since: StoredTime = Field(description="when it was first raised since it was last cleared")
+    last_at: StoredTime = Field(description="when it was last raised")
     raised: int = Field(description="how often in that time", examples=[1])
 
 
@@ -118,8 +118,8 @@ class Answers(BaseModel):
         examples=[83.3],
     )
     by_score: dict[str, int] = Field(description="how many answered what", examples=[{"3": 2, "5": 10}])
-    first_at: Time
-    last_at: Time
+    first_at: StoredTime
+    last_at: StoredTime
 
 
 Satisfaction = Annotated[dict[str, Answers], Field(description="by scale: csat 1 to 5, nps 0 to 10, ces 1 to 7")]

@@ -16,7 +16,7 @@ from drm_ingest.postgres.relations import links
 from drm_ingest.serve.access import Admin, Db, Stored
 from drm_ingest.serve.parties import InPath, known_party
 from drm_ingest.serve.problems import documented, invalid
-from drm_ingest.serve.shapes import Name, Request, Time, from_json
+from drm_ingest.serve.shapes import Name, Request, StoredTime, Time, from_json
 
 routes = APIRouter(prefix="/v1/parties", tags=["parties"])
 
@@ -45,8 +45,8 @@ class Word(BaseModel):
 
     origin: str = Field(examples=["crm"])
     value: Annotated[Any, from_json] = Field(examples=["Lund"])
-    said_at: Time
-    recorded_at: Time
+    said_at: StoredTime
+    recorded_at: StoredTime
     asserted_by: str = Field(examples=["back office"])
     party: UUID = Field(description="of which it was said; of linked parties each has its own words")
 

@@ -17,7 +17,7 @@ from drm_ingest.serve.devices import Device, DeviceId, known_device
 from drm_ingest.serve.parties import named
 from drm_ingest.serve.problems import documented, invalid
 from drm_ingest.serve.relationships import AssertedBy, Relationship, conflict, etag, shown
-from drm_ingest.serve.shapes import Name, Page, PageQuery, PartyName, Request, Text, Time
+from drm_ingest.serve.shapes import Name, Page, PageQuery, PartyName, Request, StoredTime, Text, Time
 
 routes = APIRouter(prefix="/v1/devices", tags=["devices"])
 
@@ -37,9 +37,9 @@ class NewClaimCode(Request):
 class ClaimCode(BaseModel):
     device: str = Field(examples=["thermo-12"])
     code: str = Field(description="shown once", examples=[_CODE])
-    made_at: Time
+    made_at: StoredTime
     made_by: str = Field(examples=["office"])
-    expires_at: Time
+    expires_at: StoredTime
 
 
 class NewClaim(Request):

@@ -18,7 +18,7 @@ from drm_ingest.serve.activity import Activity, ViewQuery, activity
 from drm_ingest.serve.conditional import NOT_MODIFIED, IfNoneMatch, answer
 from drm_ingest.serve.predecessors import Lineage, lineage
 from drm_ingest.serve.problems import documented, invalid
-from drm_ingest.serve.shapes import ITEMS_MAX, Page, Request, Subject, Text, Time
+from drm_ingest.serve.shapes import ITEMS_MAX, Page, Request, StoredTime, Subject, Text
 
 routes = APIRouter(prefix="/v1/devices", tags=["devices"])
 
@@ -37,7 +37,7 @@ class Device(BaseModel):
     id: str = Field(examples=["meter-7"])
     model: str | None = Field(examples=["Thermo 3"])
     firmware: str | None = Field(examples=["3.1.4"])
-    registered_at: Time
+    registered_at: StoredTime
     registered_by: str = Field(description="what made it known first, or `registry`: was described since")
 
 
@@ -51,8 +51,8 @@ class Related(BaseModel):
     batch: str | None
     relationship: UUID
     version: int
-    valid_from: Time | None
-    valid_to: Time | None
+    valid_from: StoredTime | None
+    valid_to: StoredTime | None
 
 
 class DeviceRecord(Activity, Lineage, Device):  # the fields of the last come first

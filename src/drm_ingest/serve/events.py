@@ -1,6 +1,7 @@
 """Events: how they are shown, and what became of one."""
 
 from collections.abc import Sequence
+from datetime import UTC
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -25,7 +26,7 @@ from drm_ingest.postgres.store import fates
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Anyone, Caller, Db
 from drm_ingest.serve.problems import documented
-from drm_ingest.serve.shapes import EventType, PageQuery, Request, Subject, Text, Time, from_json
+from drm_ingest.serve.shapes import EventType, PageQuery, Request, StoredTime, Subject, Text, Time, from_json
 
 routes = APIRouter(prefix="/v1/events", tags=["events"])
 
@@ -43,11 +44,11 @@ class Event(BaseModel):
     source: str = Field(description="empty: sent without one", examples=[""])
     id: str = Field(examples=["8f14e45f"])
     type: str = Field(examples=["device.measurement"])
-    occurred_at: Time = Field(description="when it happened, by our clock")
+    occurred_at: StoredTime = Field(description="when it happened, by our clock")
     occurred_at_raw: str | None = Field(description="`time` as sent; null: none was")
     time_quality: str = Field(description="sent, corrected, assumed or clamped", examples=["sent"])
-    received_at: Time = Field(description="at the edge")
-    recorded_at: Time = Field(description="here")
+    received_at: StoredTime = Field(description="at the edge")
+    recorded_at: StoredTime = Field(description="here")
     sequence: str | None
     sender: str = Field(examples=["thermostat fleet"])
     dataschema: str | None = Field(examples=["1.0"])
@@ -69,7 +70,7 @@ class EventsQuery(PageQuery):
 def wanted(query: EventsQuery, list_: str, bytes_max: int, view: View = NOW) -> Wanted:
     """Return what a list of events asks of Postgres: one more than its page, to know whether there is a next one."""
     after = pages.start(query, list_, Position)
-    if after and not 1 < after.occurred_at.year < 9999:
+    if after and (after.occurred_at.tzinfo is not UTC or after.occurred_at.year == 9999):
         raise pages.foreign()
     return Wanted(query.type, query.since, query.until, after, query.limit + 1, bytes_max, view)
 
@@ -92,7 +93,7 @@ class DeadLetter(BaseModel):
     stage: str = Field(examples=["attach"])
     code: str = Field(examples=["id_conflict"])
     detail: str
-    recorded_at: Time
+    recorded_at: StoredTime
     topic: str = Field(description="where its bytes are", examples=["drm.dead-letters"])
     partition: int
     offset: int
@@ -105,8 +106,8 @@ class Why(BaseModel):
     version: int = Field(description="the one that is known now", examples=[1])
     subject: str = Field(description="of the relation: the device, or the party", examples=["meter-7"])
     role: str = Field(examples=["owner"])
-    valid_from: Time | None
-    valid_to: Time | None
+    valid_from: StoredTime | None
+    valid_to: StoredTime | None
 
 
 class Attached(BaseModel):

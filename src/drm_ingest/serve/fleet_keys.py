@@ -14,7 +14,7 @@ from drm_ingest.serve import pages, senders
 from drm_ingest.serve.access import Db, admin
 from drm_ingest.serve.keys import DeviceScope, Revoked
 from drm_ingest.serve.problems import documented, invalid
-from drm_ingest.serve.shapes import Expiry, Page, PageQuery, Request, Text, Time
+from drm_ingest.serve.shapes import Expiry, Page, PageQuery, Request, StoredTime, Text
 
 routes = APIRouter(prefix="/v1/senders", tags=["senders"], dependencies=[Depends(admin)])
 
@@ -51,9 +51,9 @@ class FleetKey(BaseModel):
     kid: str = Field(examples=["kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"])
     algorithm: str = Field(examples=["EdDSA"])
     public_key: str = Field(description="PEM")
-    created_at: Time
-    expires_at: Time | None
-    revoked_at: Time | None
+    created_at: StoredTime
+    expires_at: StoredTime | None
+    revoked_at: StoredTime | None
     scope: DeviceScope
 
     @classmethod

@@ -15,7 +15,7 @@ from drm_ingest.postgres.registry import senders as stored
 from drm_ingest.serve import pages, senders
 from drm_ingest.serve.access import Db, admin
 from drm_ingest.serve.problems import documented
-from drm_ingest.serve.shapes import Expiry, Page, PageQuery, Request, Text, Time
+from drm_ingest.serve.shapes import Expiry, Page, PageQuery, Request, StoredTime, Text
 
 routes = APIRouter(prefix="/v1", tags=["senders"], dependencies=[Depends(admin)])
 
@@ -88,9 +88,9 @@ class NewKey(Request):
 class Key(BaseModel):
     id: UUID = Field(examples=[_ID])
     prefix: str = Field(description="its first characters, to recognise it by", examples=["drm_Xk3v9aQ2"])
-    created_at: Time
-    expires_at: Time | None
-    revoked_at: Time | None
+    created_at: StoredTime
+    expires_at: StoredTime | None
+    revoked_at: StoredTime | None
     scope: Scope
 
     @classmethod

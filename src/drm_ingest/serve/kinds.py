@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from drm_ingest.postgres.record.figures import Rows
 from drm_ingest.postgres.record.kinds import PARTS_MAX
 from drm_ingest.serve.activity import Satisfaction, satisfaction
-from drm_ingest.serve.shapes import Time
+from drm_ingest.serve.shapes import StoredTime
 
 
 class FaultCode(BaseModel):
@@ -53,7 +53,7 @@ class Visit(BaseModel):
     subject: str = Field(description="of the event: the device, or who had it", examples=["party:crm:778"])
     id: str | None = Field(description="of the event; null: dropped by retention")
     source: str | None
-    occurred_at: Time
+    occurred_at: StoredTime
     before: Around
     after: Around
 
@@ -76,7 +76,7 @@ class CaredFor(BaseModel):
     party: UUID = Field(description="of linked ones the one made first")
     kind: str = Field(examples=["customer"])
     name: str = Field(examples=["Ada Byron"])
-    since: Time | None
+    since: StoredTime | None
     satisfaction: Satisfaction = Field(description="in the time it was cared for")
     open_faults: int = Field(description="on devices it owns or uses", examples=[1])
 

@@ -16,7 +16,7 @@ from drm_ingest.postgres.relations import links
 from drm_ingest.serve.access import Admin, Db, Stored
 from drm_ingest.serve.parties import InPath, known_party, named
 from drm_ingest.serve.problems import documented, invalid
-from drm_ingest.serve.shapes import Name, PartyName, Request, Time
+from drm_ingest.serve.shapes import Name, PartyName, Request, StoredTime
 
 routes = APIRouter(prefix="/v1/parties", tags=["parties"])
 
@@ -39,7 +39,7 @@ class Link(BaseModel):
     other: UUID
     reason: str = Field(examples=["same customer card, checked by phone"])
     asserted_by: str = Field(examples=["back office"])
-    linked_at: Time
+    linked_at: StoredTime
 
 
 class Linked(Link):

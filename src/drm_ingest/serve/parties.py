@@ -16,7 +16,7 @@ from drm_ingest.postgres.registry import parties
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Db, Stored, admin, reader
 from drm_ingest.serve.problems import documented, invalid
-from drm_ingest.serve.shapes import Name, Page, PageQuery, PartyName, Request, Text, Time, from_json
+from drm_ingest.serve.shapes import Name, Page, PageQuery, PartyName, Request, StoredTime, Text, from_json
 from drm_ingest.settings import Settings
 
 routes = APIRouter(prefix="/v1/parties", tags=["parties"])
@@ -66,7 +66,7 @@ class Party(BaseModel):
     kind: Kind
     name: str = Field(examples=["Ada Byron"])
     refs: Refs
-    created_at: Time
+    created_at: StoredTime
 
 
 class Removed(BaseModel):

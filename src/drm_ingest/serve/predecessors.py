@@ -7,14 +7,14 @@ from pydantic import BaseModel, Field
 
 from drm_ingest.postgres.record.known import View
 from drm_ingest.postgres.relations import predecessors
-from drm_ingest.serve.shapes import Time
+from drm_ingest.serve.shapes import StoredTime
 
 
 class Predecessor(BaseModel):
     """A device whose history goes on on this one."""
 
     id: str = Field(examples=["thermo-12"])
-    until: Time = Field(description="what happened on it before then is of this history")
+    until: StoredTime = Field(description="what happened on it before then is of this history")
     replacement: UUID
     reason: str | None = Field(examples=["display broken"])
 
@@ -23,7 +23,7 @@ class Successor(BaseModel):
     """The device on which the history of this one goes on."""
 
     id: str = Field(examples=["thermo-44"])
-    since: Time
+    since: StoredTime
     replacement: UUID
     reason: str | None = Field(examples=["display broken"])
 

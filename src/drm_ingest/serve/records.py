@@ -34,7 +34,7 @@ from drm_ingest.serve.links import Link
 from drm_ingest.serve.parties import InPath, Party, known_party
 from drm_ingest.serve.problems import documented
 from drm_ingest.serve.relationships import Relationship
-from drm_ingest.serve.shapes import ITEMS_MAX, Time, from_json
+from drm_ingest.serve.shapes import ITEMS_MAX, StoredTime, from_json
 
 routes = APIRouter(prefix="/v1/parties", tags=["parties"], dependencies=[Depends(reader)])
 
@@ -57,7 +57,7 @@ class Held(BaseModel):
     party: UUID = Field(description="that holds it: of several that are linked, which")
     relationship: UUID
     version: int
-    valid_from: Time | None
+    valid_from: StoredTime | None
 
 
 class HeldDevice(BaseModel):
@@ -89,10 +89,10 @@ class Relations(BaseModel):
 class Freshness(BaseModel):
     """Of when it is what is shown. Not part of what the ETag names."""
 
-    read_at: Time
-    recorded_at: Time | None = Field(description="when the last of the events in `latest` was stored")
-    attached_at: Time | None = Field(description="when events were last stored, of anybody; null: never yet")
-    totals_through: Time | None = Field(
+    read_at: StoredTime
+    recorded_at: StoredTime | None = Field(description="when the last of the events in `latest` was stored")
+    attached_at: StoredTime | None = Field(description="when events were last stored, of anybody; null: never yet")
+    totals_through: StoredTime | None = Field(
         description="null: everything stored is in the answer. Of a party with very many devices counts are kept "
         "beforehand: events stored until then are in them, later ones are not yet"
     )

@@ -25,6 +25,7 @@ from drm_ingest.serve.shapes import (
     PageQuery,
     PartyName,
     Request,
+    StoredTime,
     Subject,
     Text,
     Time,
@@ -72,11 +73,11 @@ class Relationship(BaseModel):
     subject: str = Field(examples=["meter-7"])
     role: str = Field(examples=["owner"])
     party: UUID
-    valid_from: Time | None
-    valid_to: Time | None
+    valid_from: StoredTime | None
+    valid_to: StoredTime | None
     batch: str | None
-    recorded_at: Time = Field(description="since when we know this version")
-    withdrawn_at: Time | None = Field(description="since when we know that it never held")
+    recorded_at: StoredTime = Field(description="since when we know this version")
+    withdrawn_at: StoredTime | None = Field(description="since when we know that it never held")
     withdrawn_by: OfWithdrawn = Field(None, description="who said so; there where one withdrawn relation is answered")
     withdrawn_reason: OfWithdrawn = Field(None, description="why; left out where none was given")
     asserted_by: str | None
@@ -88,8 +89,8 @@ class Moved(BaseModel):
 
     party: UUID
     direction: Literal["gained", "lost"]
-    starts: Time | None
-    ends: Time | None
+    starts: StoredTime | None
+    ends: StoredTime | None
     events: int = Field(description="as counted at the change; those that came later are not among them")
     events_by_type: dict[str, int] = Field(examples=[{"device.measurement": 51_204}])
 
@@ -100,9 +101,9 @@ class Change(BaseModel):
     change: Literal["begun", "ended", "corrected", "withdrawn"]
     version: int
     number: int | None = Field(description="in the order of all changes")
-    valid_from: Time | None
-    valid_to: Time | None
-    recorded_at: Time
+    valid_from: StoredTime | None
+    valid_to: StoredTime | None
+    recorded_at: StoredTime
     asserted_by: str | None
     reason: str | None
     moves: Annotated[list[Moved], from_json]

@@ -14,7 +14,7 @@ from drm_ingest.serve.access import Admin, Db
 from drm_ingest.serve.devices import DeviceId, known_device
 from drm_ingest.serve.problems import documented, invalid
 from drm_ingest.serve.relationships import AssertedBy, conflict, shown
-from drm_ingest.serve.shapes import Name, Request, Subject, Time, told
+from drm_ingest.serve.shapes import Name, Request, StoredTime, Subject, Time, told
 
 routes = APIRouter(prefix="/v1/devices", tags=["devices"])
 
@@ -45,10 +45,10 @@ class Replacement(BaseModel):
     id: UUID
     device: str = Field(examples=["thermo-12"])
     by: str = Field(examples=["thermo-44"])
-    at: Time
+    at: StoredTime
     asserted_by: str = Field(examples=["office"])
     reason: str | None = Field(examples=["display broken, under warranty"])
-    recorded_at: Time
+    recorded_at: StoredTime
     relations: list[Moved]
 
 

@@ -12,7 +12,7 @@ from drm_ingest.postgres.registry import senders as stored
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Db, admin
 from drm_ingest.serve.problems import documented, invalid
-from drm_ingest.serve.shapes import Page, PageQuery, Request, Subject, Text, Time
+from drm_ingest.serve.shapes import Page, PageQuery, Request, StoredTime, Subject, Text
 
 routes = APIRouter(prefix="/v1/senders", tags=["senders"], dependencies=[Depends(admin)])
 
@@ -47,7 +47,7 @@ class Sender(BaseModel):
     name: str = Field(examples=["thermostat fleet"])
     role: str = Field(examples=["sender"])
     device: str | None = Field(examples=[None])
-    created_at: Time
+    created_at: StoredTime
     quota: Quota
 
     @classmethod

@@ -90,6 +90,8 @@ Time = Annotated[
     AfterValidator(_in_utc),
     Field(description="RFC 3339 with an offset; answered in UTC"),
 ]
+StoredTime = Annotated[AwareDatetime, Field(description="RFC 3339, in UTC")]
+"""In answers: what is stored is told, wherever in the calendar it lies."""
 Expiry = Annotated[Time, AfterValidator(_ahead)]
 """A key that has ended before it is made is somebody's mistake about a date or an offset."""
 from_json = BeforeValidator(decoded)

@@ -15,7 +15,7 @@ from drm_ingest.serve.conditional import NOT_MODIFIED, IfNoneMatch, answer
 from drm_ingest.serve.parties import InPath, known_party
 from drm_ingest.serve.problems import documented
 from drm_ingest.serve.relationships import Relationship
-from drm_ingest.serve.shapes import Page, Time, from_json
+from drm_ingest.serve.shapes import Page, StoredTime, from_json
 
 routes = APIRouter(prefix="/v1/parties", tags=["parties"], dependencies=[Depends(reader)])
 
@@ -27,7 +27,7 @@ class TimelineItem(BaseModel):
     """
 
     type: str = Field(description=f"of the event; or {BEGUN}, {ENDED}", examples=["device.measurement"])
-    occurred_at: Time
+    occurred_at: StoredTime
     device: str | None = Field(description="null: about the party itself, or a party it stands in relation to")
     roles: list[str] = Field(description="held when it happened; `self`: it is about the party", examples=[["owner"]])
     event: events.Event | None

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from drm_ingest.event import TIME_MIN
+
 USER = "user"
 WITH_A_CLAIM = (USER, "owner")
 """Roles whose holders an unknown user of a device may have been."""
@@ -141,7 +143,7 @@ def _claimed(
 
 
 def _before(at: datetime, claim: timedelta) -> datetime:
-    return at - claim if at - EARLIEST > claim else EARLIEST
+    return at - claim if at - TIME_MIN > claim else EARLIEST
 
 
 def _rivals(span: Span, stated: Iterable[Span], exclusive: frozenset[str]) -> list[Span]:

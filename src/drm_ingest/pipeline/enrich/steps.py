@@ -14,7 +14,7 @@ from aiokafka import ConsumerRecord
 from msgspec import UNSET
 
 from drm_ingest.errors import EventCode
-from drm_ingest.event import CONTENT_TYPE_EVENT, Assigned, TimeQuality, identity_source, occurred_at
+from drm_ingest.event import CONTENT_TYPE_EVENT, TIME_MIN, Assigned, TimeQuality, identity_source, occurred_at
 from drm_ingest.kafka import dead_letters
 from drm_ingest.kafka.dead_letters import DeadLetter
 from drm_ingest.kafka.topics import Topics
@@ -205,7 +205,7 @@ class Steps:
 
     def _place_in_time(self, sent: Sent, received: Received) -> tuple[datetime, TimeQuality]:
         """Return when it happened, in UTC."""
-        if sent.time and sent.time.year == 1:  # the edge refuses it too: in UTC it may not exist
+        if sent.time and sent.time < TIME_MIN:  # the edge refuses it too
             raise Unreadable("its time is that of a clock that was never set")
         time, quality = occurred_at(
             sent.time or None, received.receipt.received_at, received.clock_offset, self._future_max
