@@ -18,9 +18,13 @@ order by relkind = 'r' and relname like 'event\\_2%' desc, relname"""
 
 
 def give(folder: Path, buffers: str) -> None:
-    """Let the Postgres in `folder`, which does not run, have so much of `shared_buffers` from now on."""
+    """Let the Postgres in `folder`, which does not run, have so much of `shared_buffers` from now on.
+
+    And a log to match: events of a million devices touch as many pages, and what is written whole after a checkpoint
+    would else bring on the next within two minutes.
+    """
     with (folder / "postgres" / "data" / "postgresql.auto.conf").open("a") as settings:
-        settings.write(f"shared_buffers = '{buffers}'\n")  # the last one counts
+        settings.write(f"shared_buffers = '{buffers}'\nmax_wal_size = '16GB'\n")  # of several lines the last counts
 
 
 async def fill(folder: Path, dsn: str, progress: Progress) -> None:
