@@ -123,8 +123,7 @@ def main(
         world = _ensure(sizes, folder, workers, console)
         if only_build:
             return
-        if buffers:
-            warm.give(folder, buffers)
+        warm.give(folder, buffers)
         with up(folder, port) as where:
             filled = folder if buffers else None
             misses = asyncio.run(measure(where, world, console, filled, rate=rate, reads_rate=reads, a_kind=a_kind))

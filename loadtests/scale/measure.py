@@ -91,6 +91,7 @@ async def measure(
     reader = Reader(where)
     found = Found(Table("page", "read", "p50 ms", "p95 ms", "p99 ms"))
     try:
+        console.print(f"shared_buffers: {await db.fetchval('show shared_buffers')}, {'filled' if filled else 'cold'}")
         _tell_sizes(await db.fetch(_SIZES), await db.fetchrow(_COUNTS), console)
         large = {row["id"]: row for row in await db.fetch(_LARGE, Settings().live_record_devices_max)}
         await _built(db, large, found, console)

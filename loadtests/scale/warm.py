@@ -18,13 +18,17 @@ order by relkind = 'r' and relname like 'event\\_2%' desc, relname"""
 
 
 def give(folder: Path, buffers: str) -> None:
-    """Let the Postgres in `folder`, which does not run, have so much of `shared_buffers` from now on.
+    """Let the Postgres in `folder`, which does not run, have so much of `shared_buffers`; empty: as it was made.
 
     And a log to match: events of a million devices touch as many pages, and what is written whole after a checkpoint
     would else bring on the next within two minutes.
     """
-    with (folder / "postgres" / "data" / "postgresql.auto.conf").open("a") as settings:
-        settings.write(f"shared_buffers = '{buffers}'\nmax_wal_size = '16GB'\n")  # of several lines the last counts
+    settings = folder / "postgres" / "data" / "postgresql.auto.conf"
+    ours = ("shared_buffers", "max_wal_size")
+    lines = [line for line in settings.read_text().splitlines() if not line.startswith(ours)]
+    if buffers:
+        lines += [f"shared_buffers = '{buffers}'", "max_wal_size = '16GB'"]
+    settings.write_text("".join(f"{line}\n" for line in lines))
 
 
 async def fill(folder: Path, dsn: str, progress: Progress) -> None:

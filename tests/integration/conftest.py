@@ -19,6 +19,7 @@ from tests.integration.edge_fixtures import edge, quick_edge, start_edge
 from drm_ingest.event import content_hash, identity_key
 from drm_ingest.metrics import Metrics
 from drm_ingest.postgres.credentials import ensure_key, new_key
+from drm_ingest.postgres.pool import Pool
 from drm_ingest.postgres.store.dead import Dead
 from drm_ingest.postgres.store.events import Batch, EventStore, Stored
 from drm_ingest.postgres.store.positions import Owner
@@ -60,6 +61,21 @@ async def serve_app(serve_settings: Settings) -> AsyncIterator[FastAPI]:
     app = build(serve_settings, Metrics("serve"))
     async with app.router.lifespan_context(app):
         yield app
+        await _expect_clean_sessions(app.state.store.pool)
+
+
+async def _expect_clean_sessions(pool: Pool) -> None:
+    """Nothing is cleaned up where a connection of serve is handed back, so nothing may be left."""
+    async with AsyncExitStack() as stack:
+        for _ in range(pool.get_idle_size()):
+            db = await stack.enter_async_context(pool.acquire())
+            left = await db.fetchval(
+                # jit is what asyncpg turns off, and on again, to look at types.
+                "select array(select name from pg_settings where source = 'session' and name <> 'jit') || "
+                "array(select locktype from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()) || "
+                "array(select pg_listening_channels())"
+            )
+            assert left == []
 
 
 @pytest.fixture

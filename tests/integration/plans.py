@@ -22,6 +22,11 @@ LARGE = {
     "party_link": r"\b(party|other)\b[^&@<>]*= ",
     "party_ref": r"\b(party|namespace)\b[^&@<>]*= ",
     "dead_letter": r"\bkey\b[^&@<>]*= ",
+    "large_party": r"\b(party|id)\b[^&@<>]*= ",
+    "large_party_span": r"\b(large|subject)\b[^&@<>]*= ",
+    "large_party_day": r"\blarge\b[^&@<>]*= ",
+    "large_party_part": r"\b(large|subject)\b[^&@<>]*= ",
+    "large_party_reached": r"\b(large|party)\b[^&@<>]*= ",
 }
 """What a table that grows is entered by: the columns that an index must be asked for."""
 

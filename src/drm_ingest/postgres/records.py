@@ -1,7 +1,7 @@
 """Records: what a party's relations brought it, put together when it is read.
 
 A record is that of a group: a party and those linked to it (links.py). Its steps are in record/, each a piece of SQL;
-here they are asked one after the other, in one snapshot. That of a large party, as it is now, is read from totals
+here they are asked, many at once, in one snapshot. That of a large party, as it is now, is read from totals
 (totals/) once these are built; so is what happened until `as_of`.
 """
 
@@ -56,14 +56,16 @@ async def of_party(db: asyncpg.Connection, party: UUID, view: View, shown: Shown
         members = await links.members(db, party, view.known_at)
         group, kind = [row["id"] for row in members], members[0]["kind"]
         read = await db.fetchrow(whole.READ, group[0] if view.known_at is None else None, view == NOW)
-        large, of = read["large"] if read["members"] == group else None, view.of(group)
+        large = read["large"] if read["members"] == group else None
+        of, found = view.of(group), {}
         if large is None:
-            found = await figures.read(db, of, kinds.live(kind, shown))
+            questions = kinds.live(kind, shown)
         elif view == NOW:
-            added_up = figures.of(read["shown"])
-            found = {**added_up, **await figures.read(db, of, kinds.beside_totals(kind, shown, large))}
+            questions, found = kinds.beside_totals(kind, shown, large), dict(figures.decoded(read["shown"]))
         else:
-            found = await figures.read(db, of, kinds.of_then(kind, shown, large))
+            questions = kinds.of_then(kind, shown, large)
+        for asked in questions:
+            found.update(await figures.read(db, of, asked))
         relations, devices = found["listed_relations"], found["listed_devices"][: shown.devices]
         latest, days = await _happened(db, of, devices, shown.days, found.get("happened", ()))
         return PartyRecord(

@@ -40,7 +40,7 @@ from drm_ingest.settings import Settings
 
 READINESS_INTERVAL_S = 2.0
 # Each question here has its index. Compiling it would take longer than answering it, and so would planning it anew for
-# its parameters (a record asks a dozen, of up to 10 KB of text each). A partition that was empty when a plan was made
+# its parameters (a record asks half a dozen, of up to 20 KB of text). A partition that was empty when a plan was made
 # would be read whole long after, and merging means going through all of an index.
 PLANNER = {
     "jit": "off",

@@ -94,7 +94,8 @@ class Freshness(BaseModel):
     attached_at: StoredTime | None = Field(description="when events were last stored, of anybody; null: never yet")
     totals_through: StoredTime | None = Field(
         description="null: everything stored is in the answer. Of a party with very many devices counts are kept "
-        "beforehand: events stored until then are in them, later ones are not yet"
+        "beforehand: events stored until then are in them, later ones are not yet; nor are relations that changed in "
+        "the seconds before"
     )
 
 

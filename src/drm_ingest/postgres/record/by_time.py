@@ -10,7 +10,7 @@ from drm_ingest.postgres.record.known import RELATION, STARTED, UNTIL, holds, ki
 from drm_ingest.postgres.record.page import BEGUN, ENDED, EVENT, EVENT_RANK, EVENTS_IN_ORDER, Find
 from drm_ingest.postgres.record.rare import CONTACT, FAULT, RARE, RATING
 
-_BY_TIME = "recorded_at > '-infinity'"
+BY_TIME = "recorded_at > '-infinity'"
 """Always so; whoever says it may use the indexes by time (migrations/0010_large_parties.sql)."""
 
 
@@ -27,7 +27,7 @@ def scanned(types: Sequence[str]) -> str:
     Only those are counted among which events of these types are looked for.
     """
     return (
-        f"select occurred_at from event where {_BY_TIME} {_among(types)} "
+        f"select occurred_at from event where {BY_TIME} {_among(types)} "
         "and occurred_at < coalesce($1, 'infinity'::timestamptz) order by occurred_at desc offset $2 limit 1"
     )
 
@@ -39,7 +39,7 @@ def about_recent(types: Sequence[str]) -> str:
     return f"""
 recent as materialized (
     select {EVENT} from event
-    where {_BY_TIME} and occurred_at >= coalesce($4::timestamptz, '-infinity')
+    where {BY_TIME} and occurred_at >= coalesce($4::timestamptz, '-infinity')
       and occurred_at < least($5::timestamptz, upper({UNTIL}), 'infinity') and starts_with(subject, 'party:')
       {_among(types)}
 ),
@@ -77,7 +77,7 @@ def events_of(types: Sequence[str]) -> Find:
             where {STARTED} and {holds("event.occurred_at")}
             limit 1
         ) as held
-        where {_BY_TIME} and occurred_at >= coalesce($4::timestamptz, '-infinity')
+        where {BY_TIME} and occurred_at >= coalesce($4::timestamptz, '-infinity')
           and occurred_at < least($5::timestamptz, upper({UNTIL}), 'infinity') and not starts_with(subject, 'party:')
           {wanted}
     ) union all (

@@ -17,7 +17,8 @@ cared (party, valid) as materialized (
 person as (select party, (array_agg(same order by same))[1] as id from kin group by party)"""
 
 # In order of their ids, at most $4.
-_CUSTOMERS = f"""
+CUSTOMERS = f"""
+with recursive {CARED}
 select id, kind, name, min(since) as since, count(*) over () as cared_for
 from (
     select person.id, lower(unnest(range_agg(valid))) as since, unnest(range_agg(valid)) @> {AT} as current
@@ -25,13 +26,14 @@ from (
 ) as ranges join party using (id)
 where current
 group by id, kind, name order by id limit $4"""
-CUSTOMERS = f"with recursive {CARED} {_CUSTOMERS}"
 
 # Of those listed.
 _LISTED = f"""{CARED},
 listed as (
     select person.id, cared.party, valid from cared join person using (party)
-    where person.id = any (array(select id from ({_CUSTOMERS}) as customer))
+    where person.id = any (array(
+        select distinct person.id from cared join person using (party) where valid @> {AT} order by 1 limit $4
+    ))
 ),
 device_of (id, subject, valid) as (
     select listed.id, held.subject, held.valid * listed.valid

@@ -218,40 +218,41 @@ class _Figures(TypedDict, total=False):
 _decoder = msgspec.json.Decoder(_Figures)
 
 
-def of(stored: str) -> Mapping[str, Rows]:
+def decoded(stored: str) -> Mapping[str, Rows]:
     """Return what is in JSON."""
     rows: Any = _decoder.decode(stored)
     found: Mapping[str, Rows] = rows
     return found
 
 
-async def read(
-    db: asyncpg.Connection,
-    view: Of,
-    asked: Mapping[str, Asked],
-) -> Mapping[str, Rows]:
+async def read(db: asyncpg.Connection, of: Of, asked: Mapping[str, Asked]) -> Mapping[str, Rows]:
     """Return the rows of statements by name."""
+    if not asked:
+        return {}
     values = [value for _, own in asked.values() for value in own]
     statement = _together(tuple((name, sql, len(own)) for name, (sql, own) in asked.items()))
-    return of(await db.fetchval(statement, *view, *values))
+    return decoded(await db.fetchval(statement, *of, *values))
 
 
 @cache
 def _together(statements: tuple[tuple[str, str, int], ...]) -> str:
-    figures, next_ = [], _OWN
-    for name, sql, parameters in statements:
-        numbered = _parameter.sub(partial(_moved, by=next_ - _OWN), sql)
-        figures.append(f"'{name}', (select coalesce(jsonb_agg(to_jsonb(figure)), '[]') from ({numbered}) as figure)")
-        next_ += parameters
+    figures, before = [], 0
+    for name, sql, own in statements:
+        # A statement that had more would take those of its neighbour, and be wrong without a word.
+        if max(map(int, _parameter.findall(sql)), default=0) > _OF + own:
+            raise ValueError(f"{name} has more than {own} parameters of its own")
+        numbered = _parameter.sub(partial(_moved, by=before), sql)
+        figures.append(f"'{name}', (select coalesce(json_agg(figure), '[]') from ({numbered}) as figure)")
+        before += own
     return f"""
-select jsonb_build_object({", ".join(figures)})
+select json_build_object({", ".join(figures)})
 from (select $1::uuid[], $2::timestamptz, $3::timestamptz) as view"""
 
 
-_OWN = 4
+_OF = 3
 _parameter = re.compile(r"\$(\d+)")
 
 
 def _moved(parameter: re.Match[str], *, by: int) -> str:
     number = int(parameter[1])
-    return f"${number + by if number >= _OWN else number}"
+    return f"${number + by if number > _OF else number}"

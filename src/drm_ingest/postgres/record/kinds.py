@@ -41,26 +41,32 @@ class Shown:
     around_visit_days: int
 
 
-def live(kind: str, shown: Shown) -> dict[str, Asked]:
+Questions = tuple[dict[str, Asked], dict[str, Asked]]
+"""What is asked of everybody, and what only of this kind: each at once. All in one would be planned, and its plan kept
+by each connection, once for each kind."""
+
+
+def live(kind: str, shown: Shown) -> Questions:
     """Return all that are put together when they are read."""
-    return _listed(shown, own.RELATIONS, own.DEVICES) | _EVERYBODYS | _of_kind(kind, shown)
+    return _listed(shown, own.RELATIONS, own.DEVICES) | _EVERYBODYS, _of_kind(kind, shown)
 
 
-def of_then(kind: str, shown: Shown, large: int) -> dict[str, Asked]:
+def of_then(kind: str, shown: Shown, large: int) -> Questions:
     """Return the same of a large party as of another time."""
-    found = live(kind, shown) | {"happened": (whole.HAPPENED, (large, shown.days))}
-    for name in then.FIGURES.keys() & found.keys():
-        found[name] = (then.FIGURES[name], (*found[name][1], large))
-    return found
+    everybodys, own_ = live(kind, shown)
+    for asked in (everybodys, own_):
+        for name in then.FIGURES.keys() & asked.keys():
+            asked[name] = (then.FIGURES[name], (*asked[name][1], large))
+    return everybodys | {"happened": (whole.HAPPENED, (large, shown.days))}, own_
 
 
-def beside_totals(kind: str, shown: Shown, large: int) -> dict[str, Asked]:
+def beside_totals(kind: str, shown: Shown, large: int) -> Questions:
     """Return those that totals do not have of a large party."""
-    found = _listed(shown, whole.RELATIONS, whole.DEVICES) | {"happened": (whole.HAPPENED, (large, shown.days))}
+    listed = _listed(shown, whole.RELATIONS, whole.DEVICES) | {"happened": (whole.HAPPENED, (large, shown.days))}
     if kind == "partner":
         around = (PARTS_MAX, shown.around_visit_days, large)
-        found |= {"newest_visits": (whole.VISITS, around), "visit_answers": (whole.VISIT_ANSWERS, around)}
-    return found | (_OF_KIND[kind] if kind == "employee" else {})
+        return listed, {"newest_visits": (whole.VISITS, around), "visit_answers": (whole.VISIT_ANSWERS, around)}
+    return listed, _of_kind(kind, shown) if kind == "employee" else {}
 
 
 def _listed(shown: Shown, relations: str, devices: str) -> dict[str, Asked]:
@@ -79,4 +85,4 @@ def _of_kind(kind: str, shown: Shown) -> dict[str, Asked]:
             "newest_visits": (serviced.VISITS, around),
             "visit_answers": (serviced.SATISFACTION, around),
         }
-    return _OF_KIND.get(kind, {})
+    return dict(_OF_KIND.get(kind, {}))

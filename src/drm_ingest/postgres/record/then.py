@@ -17,15 +17,12 @@ def _contributing(part: str, large: str) -> str:
     return f"array(select distinct subject from large_party_part where large = {large} and part = '{part}')"
 
 
-_TYPED = "coalesce(cardinality($1::uuid[]) > 0, $3::timestamptz is null)"
-"""True; for a statement that has no other use of these."""
-
 _HAD_FAULT = _contributing("had_fault", "$5")
 
 _SATISFACTION = f"""
 with counted as (
     select subject, unnest(valid * tstzmultirange({UNTIL})) as valid from large_party_span
-    where large = $4 and {_TYPED} {only(_contributing("answer", "$4"))}
+    where large = $4 {only(_contributing("answer", "$4"))}
 ),
 lens (of, subject, starts, ends, current) as (select '', subject, lower(valid), upper(valid), true from counted),
 {RATINGS}"""
@@ -58,13 +55,13 @@ said_or_done (subject, valid) as (
         select valid from large_party_reached where large = $4 and party = kin.same and {STARTED} offset 0
     ) as reached
 ),
-by_then as (select subject, valid * {UNTIL} as valid from said_or_done where {_TYPED}),
+by_then as (select subject, valid * {UNTIL} as valid from said_or_done),
 {lens("''", "by_then", AT)}, {RATINGS}"""
 
 _SOLD_FAULTS = f"""
 with owned as (
     select subject, valid * {UNTIL} as valid from large_party_reached
-    where large = $5 and {_TYPED} and {STARTED} {only(_HAD_FAULT)}
+    where large = $5 and {STARTED} {only(_HAD_FAULT)}
 ), {lens("''", "owned", AT)}, {OPEN_FAULTS}
 {FAULTS_BY_CODE}"""
 

@@ -41,7 +41,7 @@ from own left join lateral (
             group by day order by day desc limit {_DAYS_MAX}
         ) as newest
     ) as counted on true
-    where party = own.ids[1] and built_at is not null
+    where party = own.ids[1] and built_at is not null offset 0  -- by index
 ) as totals on true"""
 _GROUP_NOW, _GROUP_KNOWN = links.GROWN + _GROUP, links.GROWN_KNOWN + _GROUP
 

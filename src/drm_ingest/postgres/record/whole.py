@@ -11,8 +11,8 @@ from drm_ingest.postgres.record.tally import TALLY, TOLD
 READ = """
 select now() as read_at, (select max(moved_at) from consumer_position) as attached_at, totals.*
 from (select) as one left join (
-    select id as large, members, case when stale then shown_at else through end as through,
-           case when $2::boolean then shown end as shown
+    select id as large, members, case when stale and $2::boolean then shown_at else through end as through,
+           case when $2 then shown end as shown
     from large_party cross join totals_position
     where party = $1 and built_at is not null and shown is not null
 ) as totals on true"""
@@ -137,8 +137,8 @@ by_day as (
     where counted.day >= ending.day - $5::int and counted.day < ending.day
     order by day desc, type
 )
-select coalesce((select jsonb_agg(to_jsonb(told)) from told), '[]') as latest,
-       coalesce((select jsonb_agg(to_jsonb(by_day)) from by_day), '[]') as days"""
+select coalesce((select json_agg(told) from told), '[]') as latest,
+       coalesce((select json_agg(by_day) from by_day), '[]') as days"""
 
 # The newest $4 visits are all on these devices of the large party $6; what was around them is read live.
 _VISITED = """array(

@@ -1,6 +1,6 @@
 """The figures of a large party that are few and take long to add up: added up when something they are made of changed.
 
-They are kept as rows in JSON, by name, as record/whole.py reads them.
+They are kept as rows in JSON, by name, as record/figures.py reads them.
 """
 
 from collections.abc import Collection
@@ -8,10 +8,10 @@ from datetime import datetime
 
 import asyncpg
 
+from drm_ingest.postgres.record.kinds import PARTS_MAX
 from drm_ingest.postgres.record.tally import cut
 
 _OPEN = "from relationship where party = any ($2::uuid[]) and upper_inf(recorded)"
-_ROWS_MAX = 100
 
 _RELATIONS = f"""
 select count(*) filter (where valid @> now()) as holding,
@@ -31,7 +31,7 @@ select subject, row ->> 'code' as code, (row ->> 'since')::timestamptz as since,
        (row ->> 'last_at')::timestamptz as last_at, (row ->> 'raised')::bigint as raised, row -> 'data' as data,
        count(*) over () as open
 from large_party_part where large = $1 and part = 'fault'
-order by 4 desc, subject, code limit {_ROWS_MAX}"""
+order by 4 desc, subject, code limit {PARTS_MAX}"""
 
 
 def _answers(part: str) -> str:
@@ -52,7 +52,7 @@ _SOLD_FAULTS = f"""
 select row ->> 'code' as code, count(*) as devices, (sum(count(*)) over ())::bigint as open,
        (select count(distinct subject) from large_party_part where large = $1 and part = 'sold_fault') as devices_in_all
 from large_party_part where large = $1 and part = 'sold_fault'
-group by 1 order by devices desc, code limit {_ROWS_MAX}"""
+group by 1 order by devices desc, code limit {PARTS_MAX}"""
 
 
 def _devices(roles: str) -> str:
@@ -75,12 +75,12 @@ left join (
            sum(jsonb_array_length(row -> 'codes'))::bigint as faults_open
     from large_party_part where large = $1 and part = 'supplied' group by 1, 2
 ) as faulty on faulty.role = batch.role and faulty.batch is not distinct from batch.batch
-order by faults_raised desc, role, batch nulls first limit {_ROWS_MAX}"""
+order by faults_raised desc, role, batch nulls first limit {PARTS_MAX}"""
 _SUPPLIED_FAULTS = f"""
 select row ->> 'role' as role, row ->> 'batch' as batch, code, count(*) as open
 from large_party_part cross join lateral jsonb_array_elements_text(row -> 'codes') as code
 where large = $1 and part = 'supplied' group by 1, 2, 3
-order by open desc, role, batch nulls first, code limit {_ROWS_MAX}"""
+order by open desc, role, batch nulls first, code limit {PARTS_MAX}"""
 _VISITED = "select count(*) as visits from large_party_part where large = $1 and part = 'visit'"
 
 _EVERYBODYS = {
