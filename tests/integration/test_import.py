@@ -281,6 +281,27 @@ async def test_devices_are_registered_and_described_anew_only_where_they_changed
     ]
 
 
+async def test_half_a_name_of_a_party_becomes_no_device(
+    db: asyncpg.Connection, import_: Import, tmp_path: Path
+) -> None:
+    import_("parties", write_lines(tmp_path / "parties.ndjson", PARTIES))
+    ada = await db.fetchval("select party from party_ref where namespace = 'crm' and ref = '1'")
+    await db.execute(
+        "insert into device (subject, registered_by) values ('crm:2', 'registry')"
+    )  # a device may be called as a party is
+    subjects = ["crm:1", str(ada), ada.hex, "crm:2", "crm:3", "00000000-0000-0000-0000-000000000000"]
+    lines = [{"subject": subject, "role": "serviced_by", "party": "erp:n"} for subject in subjects]
+    file = write_lines(tmp_path / "relations.ndjson", lines)
+    expected = "made 3 · changed 0 · the same 0 · refused 3"
+    assert expected in import_("relationships", file, "--dry-run").stderr
+    told = import_("relationships", file).stderr
+    assert expected in told
+    assert "/subject There is no device crm:1, and a party is called so: write party:crm:1. A device of that" in told
+    assert [(line, code) for line, code, _ in refused(file)] == [(n, "field_invalid") for n in (1, 2, 3)]
+    devices = await db.fetch("select subject from device order by 1")
+    assert [row["subject"] for row in devices] == sorted(subjects[3:])
+
+
 async def test_relations_come_in_under_the_rules_of_the_door_and_are_written_down_with_what_they_move(
     db: asyncpg.Connection, import_: Import, tmp_path: Path
 ) -> None:
@@ -353,7 +374,7 @@ async def test_a_subject_of_very_many_lines_does_not_have_each_held_against_all_
     import_("parties", write_lines(tmp_path / "parties.ndjson", PARTIES))
     days = [Compared(2020, 1, 1, tzinfo=UTC) + timedelta(days=n) for n in range(1001)]
     lines = [
-        Wanted("m-1", "owner", f"crm:{1 + n % 2}", starts, ends, None, "office", None)
+        Wanted("m-1", "owner", f"crm:{1 + n % 2}", starts, ends, None, "office", None, "m-1")
         for n, (starts, ends) in enumerate(pairwise(days))
     ]
     imagined = Imagined()

@@ -6,13 +6,14 @@ from typing import Any
 import asyncpg
 from pydantic import ValidationError
 
+from drm_ingest.event import PARTY_PREFIX
 from drm_ingest.exchange.fields import invalid_field
 from drm_ingest.exchange.fit import meant
 from drm_ingest.exchange.refused import LineCode, Refused
 from drm_ingest.exchange.taking import Became, Context
 from drm_ingest.postgres.bulk import relations as bulk
 from drm_ingest.serve.parties import named, named_subject
-from drm_ingest.serve.relationships import NewRelationship
+from drm_ingest.serve.relationships import NewRelationship, half_a_name
 from drm_ingest.serve.shapes import during
 
 LINES = 2_000
@@ -45,9 +46,10 @@ class Relationships:
         except ValidationError as error:
             raise invalid_field(error, fields) from None
         subject, party = named_subject(claim.subject, self._settings), named(claim.party, self._settings)
+        called = named(claim.subject.removeprefix(PARTY_PREFIX), self._settings)
         return bulk.Wanted(
             subject, claim.role, party, claim.valid_from, claim.valid_to, claim.batch,
-            claim.asserted_by or self._asserted_by, claim.reason,
+            claim.asserted_by or self._asserted_by, claim.reason, called,
         )  # fmt: skip
 
     async def write(self, db: asyncpg.Connection, wanted: Sequence[bulk.Wanted]) -> list[Became | Refused]:
@@ -55,11 +57,15 @@ class Relationships:
         return [one if isinstance(one, str) else _refused(line, one) for line, one in zip(wanted, became, strict=True)]
 
 
-def _refused(line: bulk.Wanted, why: bulk.NoParty | bulk.Misfit | bulk.Impossible | bulk.Held) -> Refused:
+def _refused(
+    line: bulk.Wanted, why: bulk.NoParty | bulk.HalfAName | bulk.Misfit | bulk.Impossible | bulk.Held
+) -> Refused:
     if isinstance(why, bulk.NoParty):
         return Refused(
             LineCode.PARTY_UNKNOWN, f"There is no party {why.name}; import the parties first.", f"/{why.field}"
         )
+    if isinstance(why, bulk.HalfAName):
+        return Refused(LineCode.FIELD_INVALID, half_a_name(line.subject), "/subject")
     if isinstance(why, bulk.Misfit):
         return Refused(LineCode.ROLE_MISFIT, _misfit(line.role, why), "/role")
     if isinstance(why, bulk.Impossible):

@@ -187,11 +187,15 @@ async def begin(body: NewRelationship, response: Response, caller: Admin, db: Db
 async def _refuse_half_a_name(db: asyncpg.Connection, subject: str, settings: Settings) -> None:
     """Or `crm:778`, where `party:crm:778` is meant, would become a device."""
     if await parties.find_party(db, named(subject, settings)) and not await devices.device(db, subject):
-        detail = (
-            f"There is no device {subject}, and a party is called so: write {PARTY_PREFIX}{subject}. "
-            "A device of that name is registered by PUT /v1/devices/… first."
-        )
-        raise invalid(detail, pointer="/subject")
+        raise invalid(half_a_name(subject), pointer="/subject")
+
+
+def half_a_name(subject: str) -> str:
+    """Say what is wrong with a subject that is no device, and which a party is called."""
+    return (
+        f"There is no device {subject}, and a party is called so: write {PARTY_PREFIX}{subject}. "
+        "A device of that name is registered by PUT /v1/devices/… first."
+    )
 
 
 def _misfit(body: NewRelationship, unknown: relate.UnknownRole) -> Refusal:

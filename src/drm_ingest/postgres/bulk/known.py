@@ -1,7 +1,7 @@
 """What many relations are held against: their parties, the rules, and what is there, read once it is locked."""
 
 from bisect import bisect_right, insort
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from uuid import UUID
@@ -25,6 +25,8 @@ class Wanted:
     batch: str | None
     asserted_by: str
     reason: str | None
+    called: str
+    """The subject as the name of a party, said to be one or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,9 @@ class Known:
     """What the rules are held against."""
 
     parties: Mapping[str, tuple[UUID, str]]
-    """By every name that is used: id and kind."""
+    """By every name that is used, for a device too: id and kind."""
+    devices: Collection[str]
+    """Which of the devices that are called as a party is are there."""
     joins: Mapping[tuple[str, str], Mapping[str, bool]]
     """By role and kind of the subject: the kinds of parties, and whether it excludes others."""
     taken: Sequence[Taken]
@@ -90,8 +94,7 @@ class Known:
 
 
 async def parties(db: asyncpg.Connection, wanted: Sequence[Wanted]) -> dict[str, tuple[UUID, str]]:
-    names = {line.party for line in wanted}
-    names |= {line.subject.removeprefix(PARTY_PREFIX) for line in wanted if line.subject.startswith(PARTY_PREFIX)}
+    names = {name for line in wanted for name in (line.party, line.called)}
     ids: dict[UUID, list[str]] = {}
     refs = []
     for name in names:
@@ -114,6 +117,18 @@ async def parties(db: asyncpg.Connection, wanted: Sequence[Wanted]) -> dict[str,
     for row in await db.fetch("select id, kind from party where id = any ($1::uuid[])", list(ids)):
         found |= dict.fromkeys(ids[row["id"]], (row["id"], row["kind"]))
     return found
+
+
+async def devices(
+    db: asyncpg.Connection, wanted: Sequence[Wanted], parties: Mapping[str, tuple[UUID, str]]
+) -> set[str]:
+    subjects = {line.subject for line in wanted if line.called in parties and not line.subject.startswith(PARTY_PREFIX)}
+    if not subjects:
+        return subjects
+    return {
+        row["subject"]
+        for row in await db.fetch("select subject from device where subject = any ($1::text[])", list(subjects))
+    }
 
 
 async def locked(db: asyncpg.Connection, subjects: Sequence[str]) -> datetime:

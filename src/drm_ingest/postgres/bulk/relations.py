@@ -13,7 +13,7 @@ from drm_ingest.postgres.bulk.begun import Fresh, write
 from drm_ingest.postgres.bulk.known import Held, Known, Taken, Wanted
 from drm_ingest.postgres.relations import changes
 
-__all__ = ["Became", "Held", "Imagined", "Impossible", "Misfit", "NoParty", "Wanted", "begin_many"]
+__all__ = ["Became", "HalfAName", "Held", "Imagined", "Impossible", "Misfit", "NoParty", "Wanted", "begin_many"]
 
 WITH_BATCHES = ("made_by", "parts_by")
 """As the constraint relationship_batch_of_a_supplier has it."""
@@ -25,6 +25,11 @@ class NoParty:
 
     name: str
     field: Literal["subject", "party"]
+
+
+@dataclass(frozen=True, slots=True)
+class HalfAName:
+    """No device is called so, and a party is: `party:` was left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class Impossible:
     why: Literal["empty", "itself", "batch"]
 
 
-Became = Literal["made", "same"] | NoParty | Misfit | Impossible | Held
+Became = Literal["made", "same"] | NoParty | HalfAName | Misfit | Impossible | Held
 Imagined = Taken
 """What a dry run would have made."""
 
@@ -64,7 +69,8 @@ async def begin_many(
     recorded_at = await found.locked(db, subjects) if imagined is None else None
     there = await found.open_relations(db, subjects)
     made = there if imagined is None else imagined
-    known = Known(parties, await found.joins(db), [there] if imagined is None else [there, imagined])
+    devices = await found.devices(db, wanted, parties)
+    known = Known(parties, devices, await found.joins(db), [there] if imagined is None else [there, imagined])
     ids = await db.fetch("select uuidv7() as id from generate_series(1, $1)", len(wanted))
     fresh: list[Fresh] = []
     became: list[Became] = []
@@ -86,18 +92,21 @@ def _subject(line: Wanted, parties: Mapping[str, tuple[UUID, str]]) -> str | Non
     """Return the one name of a subject in relations; None where no party is called so."""
     if not line.subject.startswith(PARTY_PREFIX):
         return line.subject
-    found = parties.get(line.subject.removeprefix(PARTY_PREFIX))
+    found = parties.get(line.called)
     return None if found is None else f"{PARTY_PREFIX}{found[0]}"
 
 
 def _judged(line: Wanted, id_: UUID, known: Known) -> Fresh | Became:
     """Hold a line against the rules, in the order of the door: who, which role, when, and beside what is there."""
     subject, party = _subject(line, known.parties), known.parties.get(line.party)
-    if subject is None or party is None:
-        unknown = (line.subject.removeprefix(PARTY_PREFIX), "subject") if subject is None else (line.party, "party")
-        return NoParty(*unknown)  # type: ignore[arg-type]
+    if subject is None:
+        return NoParty(line.called, "subject")
     about = line.subject.startswith(PARTY_PREFIX)
-    of_subject = known.parties[line.subject.removeprefix(PARTY_PREFIX)][1] if about else "device"
+    if not about and line.called in known.parties and subject not in known.devices:
+        return HalfAName()
+    if party is None:
+        return NoParty(line.party, "party")
+    of_subject = known.parties[line.called][1] if about else "device"
     kinds = known.joins.get((line.role, of_subject), {})
     if why := _impossible(line, subject, party[0]):
         return why
