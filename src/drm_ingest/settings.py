@@ -183,7 +183,9 @@ class Settings(BaseSettings):
     )
     identity_sweep_s: Seconds = Field(10.0, description="how often identity events left undone are looked for")
     relay_poll_s: Seconds = Field(0.25, description="how often changes of relations are looked for, to be published")
-    record_timeout_s: Seconds = Field(30.0, description="putting a record together; above: 503")
+    record_timeout_s: Seconds = Field(
+        30.0, description="putting a record together; above, or above the time of one statement: 503"
+    )
     live_record_devices_max: Count = Field(
         50,
         description="the record of a party with more devices is read from totals; fewer are put together when read",

@@ -699,13 +699,14 @@ def _nodes(node: dict[str, Any]) -> list[dict[str, Any]]:
     return [node, *(below for child in node.get("Plans", []) for below in _nodes(child))]
 
 
+@pytest.mark.parametrize("bound", ["record_timeout_s", "postgres_statement_timeout_s"])
 async def test_a_record_that_takes_too_long_is_refused_with_what_to_ask_instead_and_postgres_stops(
-    serve_settings: Settings, db: asyncpg.Connection
+    serve_settings: Settings, db: asyncpg.Connection, bound: str
 ) -> None:
     key = new_key()[0]
     await ensure_key(db, "office", "admin", key)
     settings = serve_settings.model_copy(
-        update={"record_timeout_s": 0.5, "postgres_lock_timeout_s": 60, "postgres_connections_max": 1}
+        update={bound: 0.5, "postgres_lock_timeout_s": 60, "postgres_connections_max": 1}
     )
     app = build(settings, Metrics("serve"))
     async with (
@@ -721,6 +722,7 @@ async def test_a_record_that_takes_too_long_is_refused_with_what_to_ask_instead_
                 answer = await admin.get(f"/v1/parties/{ada}", params=asked)
                 assert (answer.status_code, answer.json()["code"]) == (503, "took_too_long")
                 assert told in answer.json()["detail"]
+                assert "within 0.5 s" in answer.json()["detail"]
                 assert int(answer.headers["retry-after"]) >= 1
             # The only connection is free, and waits for nothing.
             await get(admin, "/v1/parties")

@@ -172,15 +172,16 @@ async def record(
     if_none_match: IfNoneMatch = None,
 ) -> Any:
     wanted = Shown(query.devices, query.relations, query.days, query.around_visit_days)
-    id_, timeout_s = await known_party(db, party), store.settings.record_timeout_s
+    id_, settings = await known_party(db, party), store.settings
     try:
-        async with asyncio.timeout(timeout_s) as bound:
+        async with asyncio.timeout(settings.record_timeout_s) as bound:
             found = await records.of_party(db, id_, query.view, wanted)
     except (TimeoutError, asyncpg.QueryCanceledError) as error:
         if isinstance(error, TimeoutError) and not bound.expired():
             raise
+        timeout_s = settings.record_timeout_s if bound.expired() else settings.postgres_statement_timeout_s
         detail = f"This record could not be put together within {timeout_s:g} s; {_LESS[query.view == NOW]}"
-        raise Refusal("took_too_long", detail, retry_after_s=store.settings.retry_after_s) from None
+        raise Refusal("took_too_long", detail, retry_after_s=settings.retry_after_s) from None
     members = [Party(**row) for row in found.parties]
     kind = members[0].kind
     stored = [row["recorded_at"] for row in found.latest if row["recorded_at"] is not None]
