@@ -90,6 +90,31 @@ async def test_a_large_party_is_read_from_totals_that_tell_their_freshness(
     assert (await get(admin, f"/v1/parties/{volt}"))["events"] == 35
 
 
+async def test_what_a_clock_that_was_never_set_has_left_is_counted_as_it_is_put_together(
+    admin: httpx.AsyncClient, attach: Attach, keeper: Keeper
+) -> None:
+    volt, fixit = await party(admin, "Volt", "vendor"), await party(admin, "Fixit", "partner")
+    for number in range(3):
+        await holds(admin, volt, "sold_by", f"meter-{number}")
+        await holds(admin, fixit, "serviced_by", f"meter-{number}")
+    first = datetime(1, 1, 2, tzinfo=UTC)
+    await attach(
+        *(Sent(f"meter-{n}", f"e{n}", first + n * DAY) for n in range(3)),
+        Sent("meter-0", "fault", first, "device.fault", '{"code": "E4", "severity": "error", "state": "raised"}'),
+        Sent("meter-0", "visit", first, "support.contact", '{"channel": "visit"}'),
+        Sent("meter-0", "answer", first + HOUR, "feedback.rating", '{"scale": "csat", "score": 4}'),
+    )
+    paths = [f"/v1/parties/{who}" for who in (volt, fixit)]
+    views: list[dict[str, Any]] = [{"days": 1}, {"days": 366}, {"days": 366, "as_of": NOON.isoformat()}]
+    live = [await get(admin, path, **view) for path in paths for view in views]
+    timelines = [await pages(admin, f"{path}/timeline", 2) for path in paths]
+    await keeper.catch_up()
+    counted = [await get(admin, path, **view) for path in paths for view in views]
+    assert all(record["freshness"]["totals_through"] for record in counted)
+    assert [_comparable(record) for record in counted] == [_comparable(record) for record in live]
+    assert [await pages(admin, f"{path}/timeline", 2) for path in paths] == timelines
+
+
 async def test_figures_of_a_large_party_as_of_another_time_are_those_of_then(
     admin: httpx.AsyncClient, attach: Attach, keeper: Keeper
 ) -> None:
