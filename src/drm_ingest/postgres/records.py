@@ -57,11 +57,12 @@ async def of_party(db: asyncpg.Connection, party: UUID, view: View, shown: Shown
         group, kind = [row["id"] for row in members], members[0]["kind"]
         read = await db.fetchrow(whole.READ, group[0] if view.known_at is None else None, view == NOW)
         large = read["large"] if read["members"] == group else None
-        of, found = view.of(group), {}
+        of, found = view.of(group), dict[str, Rows]()
         if large is None:
             questions = kinds.live(kind, shown)
         elif view == NOW:
-            questions, found = kinds.beside_totals(kind, shown, large), dict(figures.decoded(read["shown"]))
+            questions = kinds.beside_totals(kind, shown, large)
+            found.update(figures.decoded(read["shown"]))
         else:
             questions = kinds.of_then(kind, shown, large)
         for asked in questions:

@@ -1,6 +1,6 @@
 """The figures of a record: rows by name, in JSON, whether they are read live or were added up before (totals/shown.py).
 
-So all that a record has to ask for is one question: each would wait for Postgres and for its turn on the processor.
+So many statements are one question: each more would wait for Postgres, and for its turn on the processor.
 """
 
 import re
