@@ -12,8 +12,8 @@ from drm_ingest.exchange.fit import meant
 from drm_ingest.exchange.refused import LineCode, Refused
 from drm_ingest.exchange.taking import Became, Context
 from drm_ingest.postgres.bulk import relations as bulk
-from drm_ingest.serve.parties import named, named_subject
-from drm_ingest.serve.relationships import NewRelationship, half_a_name
+from drm_ingest.serve.parties import half_a_name, named, named_subject
+from drm_ingest.serve.relationships import NewRelationship
 from drm_ingest.serve.shapes import during
 
 LINES = 2_000

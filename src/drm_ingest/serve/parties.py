@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstrai
 from drm_ingest import reference
 from drm_ingest.errors import Refusal, json_pointer
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres.registry import parties
+from drm_ingest.postgres.registry import devices, parties
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Db, Stored, admin, reader
 from drm_ingest.serve.problems import documented, invalid
@@ -92,6 +92,24 @@ def named_subject(subject: str, settings: Settings) -> str:
     if not subject.startswith(PARTY_PREFIX):
         return subject
     return PARTY_PREFIX + named(subject.removeprefix(PARTY_PREFIX), settings)
+
+
+async def refuse_half_a_name(db: asyncpg.Connection, subject: str, settings: Settings) -> None:
+    """Refuse a device that is not there under a name of a party: `crm:778`, where `party:crm:778` is meant.
+
+    Raises:
+        Refusal: invalid.
+    """
+    if await parties.find_party(db, named(subject, settings)) and not await devices.device(db, subject):
+        raise invalid(half_a_name(subject), pointer="/subject")
+
+
+def half_a_name(subject: str) -> str:
+    """Say what is wrong with a subject that is no device, and which a party is called."""
+    return (
+        f"There is no device {subject}, and a party is called so: write {PARTY_PREFIX}{subject}. "
+        "A device of that name is registered by PUT /v1/devices/… first."
+    )
 
 
 def _in_path(party: Annotated[PartyName, Path()], store: Stored) -> str:

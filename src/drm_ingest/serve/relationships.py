@@ -10,14 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from drm_ingest.errors import Refusal
 from drm_ingest.event import PARTY_PREFIX
-from drm_ingest.postgres.registry import devices, parties
+from drm_ingest.postgres.registry import parties
 from drm_ingest.postgres.relations import relate
 from drm_ingest.postgres.relations import relationships as stored
 from drm_ingest.postgres.relations.changes import Claim, EmptyRange, HeldAlready
 from drm_ingest.serve import pages
 from drm_ingest.serve.access import Admin, Db, Stored, reader
 from drm_ingest.serve.conditional import IfNoneMatch, names
-from drm_ingest.serve.parties import known_party, named, named_subject
+from drm_ingest.serve.parties import known_party, named, named_subject, refuse_half_a_name
 from drm_ingest.serve.problems import documented, invalid
 from drm_ingest.serve.shapes import (
     Name,
@@ -33,7 +33,6 @@ from drm_ingest.serve.shapes import (
     from_json,
     told,
 )
-from drm_ingest.settings import Settings
 
 routes = APIRouter(prefix="/v1/relationships", tags=["relationships"])
 
@@ -150,7 +149,7 @@ async def begin(body: NewRelationship, response: Response, caller: Admin, db: Db
     if subject is None:
         raise invalid(f"There is no party {body.subject.removeprefix(PARTY_PREFIX)}.", pointer="/subject")
     if not subject.startswith(PARTY_PREFIX):
-        await _refuse_half_a_name(db, subject, store.settings)
+        await refuse_half_a_name(db, subject, store.settings)
     party = await parties.find_party(db, named(body.party, store.settings))
     if party is None:
         raise invalid(f"There is no party {body.party}; make it with POST /v1/parties.", pointer="/party")
@@ -182,20 +181,6 @@ async def begin(body: NewRelationship, response: Response, caller: Admin, db: Db
     response.headers["location"] = f"/v1/relationships/{relation.id}"
     response.headers["etag"] = etag(relation)
     return relation
-
-
-async def _refuse_half_a_name(db: asyncpg.Connection, subject: str, settings: Settings) -> None:
-    """Or `crm:778`, where `party:crm:778` is meant, would become a device."""
-    if await parties.find_party(db, named(subject, settings)) and not await devices.device(db, subject):
-        raise invalid(half_a_name(subject), pointer="/subject")
-
-
-def half_a_name(subject: str) -> str:
-    """Say what is wrong with a subject that is no device, and which a party is called."""
-    return (
-        f"There is no device {subject}, and a party is called so: write {PARTY_PREFIX}{subject}. "
-        "A device of that name is registered by PUT /v1/devices/… first."
-    )
 
 
 def _misfit(body: NewRelationship, unknown: relate.UnknownRole) -> Refusal:

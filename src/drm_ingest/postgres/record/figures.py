@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from functools import cache, partial
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 from uuid import UUID
 
 import asyncpg
@@ -38,12 +38,9 @@ class _Relation(TypedDict):
     asserted_by: str | None
     reason: str | None
     holds: str
-
-
-class _CountedRelation(_Relation, total=False):
-    holding: int
-    planned: int
-    past: int
+    holding: NotRequired[int]
+    planned: NotRequired[int]
+    past: NotRequired[int]
 
 
 class _Device(TypedDict):
@@ -51,10 +48,7 @@ class _Device(TypedDict):
     model: str | None
     firmware: str | None
     roles: list[dict[str, Any]]
-
-
-class _CountedDevice(_Device, total=False):
-    devices_now: int
+    devices_now: NotRequired[int]
 
 
 class _Latest(TypedDict):
@@ -192,8 +186,8 @@ class _OpenOf(TypedDict):
 
 
 class _Figures(TypedDict, total=False):
-    listed_relations: list[_CountedRelation]
-    listed_devices: list[_CountedDevice]
+    listed_relations: list[_Relation]
+    listed_devices: list[_Device]
     attributes: list[_Word]
     happened: list[_Happened]
     relations: list[_Relations]

@@ -118,12 +118,14 @@ def party_called(name: str) -> str:
            when {name} ~ '^party:[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}$' then substr({name}, 7)::uuid end"""
 
 
-NAMED = f"""
+KIN = kin("known", "(select party, other from party_link where upper_inf(recorded))")
+"""Each `party` of `known`, and all that are linked to it now."""
+
+KNOWN = f"""
 named (name, party) as materialized (
     select name, {party_called("name")}
     from wanted where starts_with(name, 'party:')
-)"""
-"""Whose names there are among the names in `wanted`."""
-
-KIN = kin("known", "(select party, other from party_link where upper_inf(recorded))")
-"""Each `party` of `known`, and all that are linked to it now."""
+),
+known as (select name, party from named where party is not null),
+{KIN}"""
+"""Whose names there are among the names in `wanted`, and all that are linked to them now."""

@@ -33,6 +33,18 @@ reached (party, subject, valid) as materialized (
 )"""
 
 
+def bought(large: str) -> str:
+    """Return the step `bought`, of names in `known`: when these had a device of a large party's, or bought from it."""
+    return f"""
+bought as (
+    select known.name as subject, reached.valid
+    from known join kin using (party) cross join lateral (
+        select valid from large_party_reached
+        where party = kin.same and large = {large} offset 0  -- one by one, by index
+    ) as reached
+)"""
+
+
 SALES = f"""
 with recursive {reached()},
 {kin("reached")},

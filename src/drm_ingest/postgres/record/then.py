@@ -7,8 +7,8 @@ what is rare. Like the figures of now they know what was recorded until `totals_
 After $1 to $3 and the parameters of the same statement as it is read live comes the large party.
 """
 
-from drm_ingest.postgres.record import own, supplied
-from drm_ingest.postgres.record.known import AT, KIN, NAMED, RELATION, STARTED, UNTIL, only
+from drm_ingest.postgres.record import own, sold, supplied
+from drm_ingest.postgres.record.known import AT, KNOWN, RELATION, STARTED, UNTIL, only
 from drm_ingest.postgres.record.rare import FAULTS_BY_CODE, OPEN_FAULTS, RATINGS, lens
 
 
@@ -40,9 +40,7 @@ from (
 
 _SOLD_SATISFACTION = f"""
 with recursive wanted (name) as (select unnest({_contributing("sold_answer", "$4")})),
-{NAMED},
-known as (select name, party from named where party is not null),
-{KIN},
+{KNOWN}, {sold.bought("$4")},
 said_or_done (subject, valid) as (
     select wanted.name, reached.valid
     from wanted cross join lateral (
@@ -50,10 +48,7 @@ said_or_done (subject, valid) as (
     ) as reached
     where not starts_with(wanted.name, 'party:')
     union all
-    select known.name, reached.valid
-    from known join kin using (party) cross join lateral (
-        select valid from large_party_reached where large = $4 and party = kin.same and {STARTED} offset 0
-    ) as reached
+    select subject, valid from bought where {STARTED}
 ),
 by_then as (select subject, valid * {UNTIL} as valid from said_or_done),
 {lens("''", "by_then", AT)}, {RATINGS}"""

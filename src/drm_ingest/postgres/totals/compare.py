@@ -11,7 +11,7 @@ from datetime import datetime
 
 import asyncpg
 
-from drm_ingest.postgres.record.known import KIN, NAMED
+from drm_ingest.postgres.record.known import KNOWN
 from drm_ingest.postgres.record.tally import cut
 from drm_ingest.postgres.totals.fresh import ADD
 
@@ -33,9 +33,7 @@ with {EACH},
 compared as materialized (
     select each.large, held.* from each cross join lateral (
 with recursive wanted (name) as (select unnest(each.subjects)),
-{NAMED},
-known as (select name, party from named where party is not null),
-{KIN},
+{KNOWN},
 relation_of (name, party, valid, mine) as (
     select wanted.name, relation.party, relation.valid, true
     from wanted cross join lateral (

@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 import asyncpg
 
 from drm_ingest.postgres.record import own, serviced, sold, supplied
-from drm_ingest.postgres.record.known import AT, KIN, NAMED
+from drm_ingest.postgres.record.known import AT, KIN, KNOWN
 from drm_ingest.postgres.record.rare import CONTACT, FAULT, RATING, RATINGS, lens
 from drm_ingest.postgres.totals.compare import EACH, Pair, columns
 
@@ -71,15 +71,7 @@ owned as (select subject, valid from reached where subject is not null), {lens("
 # What customers say counts while they have any of the devices that it sold, or buy from it.
 _SOLD_CUSTOMERS = f"""
 wanted (name) as (select distinct subject collate "C" from unnest($4::text[]) as subject),
-{NAMED},
-known as (select name, party from named where party is not null),
-{KIN},
-bought as (
-    select known.name as subject, reached.valid
-    from known join kin using (party) cross join lateral (
-        select valid from large_party_reached where party = kin.same and large = $5 offset 0  -- one by one, by index
-    ) as reached
-), {lens("subject", "bought", AT)}"""
+{KNOWN}, {sold.bought("$5")}, {lens("subject", "bought", AT)}"""
 _SUPPLIED = """
 select faulty.subject, faulty.of ->> 0 as role, faulty.of ->> 1 as batch, faulty.raised, coalesce(codes, '{}') as codes
 from (

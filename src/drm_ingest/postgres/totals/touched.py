@@ -6,7 +6,7 @@ from uuid import UUID
 
 import asyncpg
 
-from drm_ingest.postgres.record.known import KIN, NAMED
+from drm_ingest.postgres.record.known import KNOWN
 from drm_ingest.postgres.totals.compare import EACH, Pair, columns
 
 LINK_CHANGES = ("linked", "unlinked")
@@ -58,9 +58,7 @@ async def changes(db: asyncpg.Connection, after: int, limit: int) -> Changes:
 # What else the parties among $1 are called, they and those linked to them now.
 _NAMES = f"""
 with recursive wanted (name) as (select distinct subject collate "C" from unnest($1::text[]) as subject),
-{NAMED},
-known as (select party from named where party is not null),
-{KIN}
+{KNOWN}
 select 'party:' || same as name from kin
 union
 select 'party:' || namespace || ':' || ref from kin cross join lateral (
@@ -74,9 +72,7 @@ where kind = 'vendor'"""
 
 _CONCERNED = f"""
 with recursive wanted (name) as (select distinct subject collate "C" from unnest($1::text[]) as subject),
-{NAMED},
-known as (select name, party from named where party is not null),
-{KIN},
+{KNOWN},
 related (name, party) as (
     select wanted.name, relation.party
     from wanted cross join lateral (
@@ -129,9 +125,7 @@ async def due(db: asyncpg.Connection, limit: int) -> list[Pair]:
 
 _SOLD_TO = f"""
 with recursive wanted (name) as (select distinct subject collate "C" from unnest($1::text[]) as subject),
-{NAMED},
-known as (select party from named where party is not null),
-{KIN}
+{KNOWN}
 select distinct large, subject from kin join large_party_reached as reached on reached.party = kin.same"""
 
 
@@ -143,9 +137,7 @@ async def sold_to(db: asyncpg.Connection, names: Collection[str]) -> list[Pair]:
 
 _SAID_TO = f"""
 with recursive wanted (name) as (select distinct subject collate "C" from unnest($1::text[]) as subject),
-{NAMED},
-known as (select name, party from named where party is not null),
-{KIN}
+{KNOWN}
 select distinct large, name as subject
 from known join kin using (party) cross join lateral (
     select large from large_party_reached where large_party_reached.party = kin.same offset 0
@@ -163,9 +155,7 @@ async def said_to(db: asyncpg.Connection, names: Collection[str]) -> list[Pair]:
 
 _HELD_BY = f"""
 with recursive wanted (name) as (select distinct subject collate "C" from unnest($1::text[]) as subject),
-{NAMED},
-known as (select party from named where party is not null),
-{KIN}
+{KNOWN}
 select distinct subject
 from kin cross join lateral (
     select subject from relationship
